@@ -1,0 +1,113 @@
+"""Small sweeps on disk, and runs of the program on them, for all tests."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+import spaghetti_kl_alive as ska
+
+FORKS = [0, 5, 20]
+
+
+def write_cell(
+    folder: Path,
+    kl: Mapping[str, Sequence[Sequence[float]]],
+    pmass: Mapping[str, Sequence[Sequence[float]]],
+    gen_len: Mapping[str, Sequence[int]] | None = None,
+    forks: Sequence[int] = FORKS,
+    **calib: object,
+) -> Path:
+    """Write one cell as a sweep does; keyword arguments replace what calib.json holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "c_star": 2.0,
+        "target_kl": 1.0,
+        "window": 40,
+        "method": "mean_diff",
+        "model": "org/m",
+        "seed": 0,
+        "layer": 3,
+    }
+    files = {
+        "calib.json": about | calib,
+        "trajectory.json": {"per_prompt_per_t_kl": kl},
+        "pmass.json": {"fork_points": list(forks), "pmass_eval": pmass, "computed": True},
+    }
+    if gen_len is not None:
+        files["pmass.json"]["gen_lens_eval"] = gen_len
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2))
+    return folder
+
+
+def random_cell(
+    folder: Path, seed: int = 0, alphas: Sequence[float] = (0.0, 1.0, 2.0), n: int = 6, **calib: object
+) -> Path:
+    """A cell of random rollouts: KL 0 at alpha 0, deaths and EOS elsewhere."""
+    rng = np.random.default_rng(seed)
+    kl, pmass, gen_len = {}, {}, {}
+    for alpha in alphas:
+        key = str(alpha)
+        gen_len[key] = rng.choice([40, 40, 30, 3], n).tolist()
+        kl[key] = [(alpha**2 * rng.gamma(2, 0.2, g)).tolist() for g in gen_len[key]]
+        pmass[key] = (1 - (0.02 + 0.25 * alpha) * rng.random((n, len(FORKS)))).tolist()
+    return write_cell(folder, kl, pmass, gen_len, **calib)
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a JSON file's content in place."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=2))
+
+
+@dataclass(frozen=True)
+class Run:
+    status: int
+    out: str
+    err: str
+
+
+def run(*argv: object) -> Run:
+    """The program in this process: exit status and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = ska.main([str(arg) for arg in argv])
+        except SystemExit as stop:
+            status = stop.code
+    return Run(status, out.getvalue(), err.getvalue())
+
+
+def drawn(
+    monkeypatch: pytest.MonkeyPatch, *argv: object
+) -> tuple[matplotlib.figure.Figure, list[list[ska.Panel]], Run]:
+    """A run that succeeds, with the figure that it drew and the panels in it."""
+    seen = []
+
+    def spy(rows: list[list[ska.Panel]], look: ska.Look) -> matplotlib.figure.Figure:
+        seen.append((draw(rows, look), rows))
+        return seen[0][0]
+
+    draw = ska.draw_figure
+    with monkeypatch.context() as patch:
+        patch.setattr(ska, "draw_figure", spy)
+        result = run(*argv)
+    assert result.status == 0, result.err
+    return *seen[0], result
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The summary's pipe table as a list of rows."""
+    lines = [line for line in (folder / ska.TABLE).read_text().splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(header, row, strict=True)) for row in rows]
