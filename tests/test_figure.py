@@ -55,7 +55,7 @@ def test_a_rollout_is_an_alive_and_a_dead_polyline_that_share_the_vertex_of_deat
     assert points(ax, "|") == [[2, 2], [1, 5]]
     order = {to_hex(c.get_edgecolor()[0]): c.get_zorder() for c in ax.collections}
     assert order[to_hex(ska.ALIVE)] > order[to_hex(ska.DEAD)]
-    assert "n = 4 3 died, 1 EOS" in words(ax)
+    assert "n = 4 3 died, 1 censored" in words(ax)
 
 
 def raw_rollouts(folder, alpha: str, threshold: float = 0.8, window: int = 40) -> list[dict]:
@@ -111,7 +111,7 @@ def test_titles_table_and_raw_counts_agree(sweep, tmp_path, monkeypatch):
         raw = [r for cell in cells for r in raw_rollouts(cell, alpha)]
         died = [r["death"] for r in raw if r["death"] is not None]
         censored = sum(r["eos"] and r["death"] is None for r in raw)
-        titled = re.search(r"n = (\d+) (\d+) died, (\d+) EOS", words(ax)).groups()
+        titled = re.search(r"n = (\d+) (\d+) died, (\d+) censored", words(ax)).groups()
         assert titled == (row["n"], row["n_died"], row["n_censored"])
         assert list(map(int, titled)) == [len(raw), len(died), censored]
         assert row["median_death"] == (f"{np.median(died):g}" if died else "none")
@@ -162,7 +162,7 @@ def test_alpha_0_counts_like_any_other_panel_and_says_why_it_has_no_line(tmp_pat
     write_cell(tmp_path / "r" / "a", kl, {"0.0": [[1, 1, 0.3], [1, 1, 1], [1, 1, 1]]}, {"0.0": [40, 9, 40]})
     figure, _, _ = drawn(monkeypatch, "--runs-root", tmp_path / "r", "--out", tmp_path)
     assert "KL = 0: no scale" in words(figure.axes[0])
-    assert "n = 3 1 died, 1 EOS" in words(figure.axes[0])
+    assert "n = 3 1 died, 1 censored" in words(figure.axes[0])
     assert polylines(figure.axes[0]) == {}
     assert figure.axes[1].lines[0].get_ydata().tolist() == [1, 0.5, 0.5]
     figure, _, _ = drawn(monkeypatch, "--runs-root", tmp_path / "r", "--out", tmp_path, "--no-normalize-kl")
