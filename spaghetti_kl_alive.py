@@ -796,7 +796,7 @@ def draw_figure(rows: Sequence[Sequence[Panel]], look: Look) -> Figure:
             ax.set(xlim=(0, right), ylim=(-0.02 * (min(0.1, top) if look.kl_log else top), top))
             ax.annotate(f"α = {panel.alpha:g}", (0, 1), (0, 12), "axes fraction", "offset points", weight="bold")
             ax.annotate(f"n = {panel.n}", (1, 1), (0, 12), "axes fraction", "offset points", ha="right")
-            ax.set_title(f"{panel.n_died} died, {panel.n_censored} EOS", loc="left")
+            ax.set_title(f"{panel.n_died} died, {panel.n_censored} censored", loc="left")
             if look.survival:
                 ax.set_xticks(ticks, labels=[])
                 lowest = axes_at(j, bottom - space - strip, strip)
