@@ -252,10 +252,15 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return content
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises NotUsable if there is no such file, ValueError if it is damaged."""
+def require(path: Path) -> None:
+    """Raise NotUsable if there is no such file."""
     if not path.exists():
         raise NotUsable(f"{path.name} is " + ("a link to nothing" if path.is_symlink() else "missing"))
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises NotUsable if there is no such file, ValueError if it is damaged."""
+    require(path)
     if not path.is_file():  # a named pipe would hang
         raise ValueError("not a regular file")
     try:
@@ -332,9 +337,8 @@ def naming(path: Path) -> Iterable[None]:
 def read_calib(folder: Path) -> Cell:
     """The cell of a folder. Raises NotUsable if one of the three files is not there, SweepError if damaged."""
     for name in FILES[1:]:
-        if not (folder / name).exists():
-            with naming(folder / name):
-                read_json(folder / name)
+        with naming(folder / name):
+            require(folder / name)
     with naming(folder / FILES[0]):
         calib = read_json(folder / FILES[0])
         target = float(key_of(calib, "target_kl", (float, int)))
@@ -535,8 +539,9 @@ def observe(
         n_tokens = min(len(kl), gen_len, window)
         alive = alive_mask(pmass, recorded.forks, threshold, n_tokens)
         died = not alive.all()
-        fingerprint = hashlib.blake2b(np.r_[gen_len, len(kl), recorded.forks, pmass].tobytes(), digest_size=16)
-        fingerprint.update(kl.tobytes())
+        fingerprint = hashlib.blake2b(repr((gen_len, len(kl))).encode(), digest_size=16)
+        for array in (recorded.forks, pmass, kl):
+            fingerprint.update(array.tobytes())
         kl = np.where(np.abs(kl) <= MAX_KL, kl, np.nan)
         observed = kl[:n_tokens][np.isfinite(kl[:n_tokens])]
         line, scale = curve(kl)
@@ -604,7 +609,7 @@ STYLE = {
 REFERENCE = {"color": INK, "linewidth": 0.7, "linestyle": (0, (4, 2))}
 EOS_MARK = {"marker": "|", "color": INK, "markersize": 5, "markeredgewidth": 0.8, "linestyle": "none"}
 DEATH_MARK = {"marker": "x", "color": "#7A3E00", "markersize": 3.2, "markeredgewidth": 0.8, "linestyle": "none"}
-MAX_VERTICES = 2048  # of a line; a panel is a few hundred pixels wide
+MAX_VERTICES = 1024  # of a line; a panel is a few hundred pixels wide
 
 
 @dataclass(frozen=True)
@@ -628,14 +633,15 @@ def thinned(first: int, line: np.ndarray) -> np.ndarray:
     Of each block of neighbouring tokens the least and the greatest stay, at their own tokens, so that
     at a block per pixel or finer the drawn ink is the same.
     """
-    keep = np.arange(len(line))
     width = -(-2 * len(line) // MAX_VERTICES)
+    keep = np.ones(len(line), dtype=bool)
     if width > 2 and np.isfinite(line).all():
         blocks = line[: len(line) // width * width].reshape(-1, width)
-        start = keep[: blocks.size : width]
-        ends = keep[:: len(line) - 1]
-        keep = np.unique(np.r_[ends, start + blocks.argmin(axis=1), start + blocks.argmax(axis=1), keep[blocks.size :]])
-    return np.stack([keep + float(first), line[keep]], axis=1)
+        start = np.arange(0, blocks.size, width)
+        keep[1 : blocks.size] = False
+        keep[start + blocks.argmin(axis=1)] = keep[start + blocks.argmax(axis=1)] = keep[-1] = True
+    token = np.flatnonzero(keep)
+    return np.stack([token + float(first), line[token]], axis=1)
 
 
 def stretches(rollouts: Iterable[Rollout]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,5 +110,5 @@ def drawn(
 def table(folder: Path) -> list[dict[str, str]]:
     """The summary's pipe table as a list of rows."""
     lines = [line for line in (folder / ska.TABLE).read_text().splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    header, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [dict(zip(header, row, strict=True)) for row in rows]

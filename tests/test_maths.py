@@ -156,8 +156,8 @@ def test_vertices_are_all_there_up_to_the_limit_and_keep_every_extreme_beyond_it
     assert token[0] == 0 and token[-1] == len(line) - 1
     assert np.all(np.diff(token) > 0)
     assert np.array_equal(vertices[:, 1], line[token])
-    width = 10  # 2 vertices a block, so blocks of ceil(2 * 10007 / 2048) tokens
-    for start in range(0, 10_000, width):
+    width = math.ceil(2 * len(line) / ska.MAX_VERTICES)  # 2 vertices a block
+    for start in range(0, len(line) - width + 1, width):
         block = line[start : start + width]
         held = line[token[(token >= start) & (token < start + width)]]
         assert held.max() == block.max() and held.min() == block.min()

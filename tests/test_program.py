@@ -326,7 +326,7 @@ def test_unreadable_file_and_unwritable_folder_are_named(sweep, tmp_path):
     probe = (  # Python's own modules may lie where nobody may read: parse the flags before becoming nobody
         "import os, sys; sys.path.insert(0, sys.argv[1]); import spaghetti_kl_alive as s\n"
         "args = s.tyro.cli(s.Args, args=sys.argv[2:]); s.tyro.cli = lambda *_, **__: args\n"
-        "b''.decode('utf-8-sig'); os.setuid(65534); sys.exit(s.main())"
+        "b' '.decode('utf-8-sig'); b''.decode('utf-8-sig'); os.setuid(65534); sys.exit(s.main())"
     )
 
     def as_nobody(*argv: object) -> subprocess.CompletedProcess:
