@@ -689,7 +689,7 @@ def why_no_line(panel: Panel) -> str:
     largest = max(r.kl_max for r in panel.rollouts if r.n_gaps < r.n_tokens)
     if largest > MIN_SCALE:
         return "no scale"
-    return "KL = 0: no scale" if largest == 0 else f"KL ≤ {MIN_SCALE:g}: no scale"
+    return "KL = 0: no scale" if largest == 0 else "KL ≤ 1e-8: no scale"
 
 
 def draw_panel(ax: Axes, panel: Panel, top: float, look: Look) -> None:
@@ -715,12 +715,12 @@ def draw_panel(ax: Axes, panel: Panel, top: float, look: Look) -> None:
             ax.plot(np.where(other, np.nan, median), color=INK, linewidth=1.1, linestyle=style, zorder=4)
     references = [1.0] if look.normalize_kl else panel.budgets()
     for level in references:
-        ax.axhline(level, zorder=1, **REFERENCE)
+        ax.axhline(level, zorder=3.5, **REFERENCE)
     notes = [f"reference {level:.3g} off-scale ↑" for level in references if level > top]
     if 0 < len(panel.lines) < panel.n:
         notes.append(f"{panel.n - len(panel.lines)} of {panel.n} without a line")
     ax.text(0.98, 0.98, "\n".join(notes), transform=ax.transAxes, ha="right", va="top", size=6, zorder=6)
-    ax.text(0.5, 0.6, why_no_line(panel), transform=ax.transAxes, ha="center", va="center", style="italic", zorder=6)
+    ax.text(0.5, 0.6, why_no_line(panel), transform=ax.transAxes, ha="center", va="center", size=6.5, style="italic")
 
 
 def draw_survival(ax: Axes, panel: Panel, ticks: Sequence[int]) -> None:

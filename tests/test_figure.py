@@ -172,7 +172,7 @@ def test_alpha_0_counts_like_any_other_panel_and_says_why_it_has_no_line(tmp_pat
 @pytest.mark.parametrize(
     ("kl", "reason"),
     [
-        ([[1e-9] * 9], "KL ≤ 1e-08: no scale"),
+        ([[1e-9] * 9], "KL ≤ 1e-8: no scale"),
         ([[float("nan")] * 9], "no finite KL"),
         ([[0.0] * 39 + [5.0]], "no scale"),
         ([[]], "rollouts of 0 tokens"),
