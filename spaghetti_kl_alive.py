@@ -264,8 +264,7 @@ def read_json(path: Path) -> dict:
     if not path.is_file():  # a named pipe would hang
         raise ValueError("not a regular file")
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            content = json.load(file, object_pairs_hook=unique_keys)
+        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON, or cut off ({error}); is the sweep still writing it?") from None
     except UnicodeDecodeError as error:
@@ -458,8 +457,8 @@ def rolling_mean(kl: np.ndarray, roll: int, edges: Literal["pad", "shrink"]) -> 
 
 def p95(head: np.ndarray) -> float:
     """numpy's linearly interpolated 95th percentile of the finite values; NaN if there are none."""
-    head = head[np.isfinite(head)]
-    return float(np.percentile(head, 95)) if len(head) else math.nan
+    head = np.sort(head[np.isfinite(head)])  # np.percentile itself takes ten times as long on twenty values
+    return float(np.interp(0.95 * (len(head) - 1), np.arange(len(head)), head)) if len(head) else math.nan
 
 
 def drawn_line(
@@ -659,10 +658,13 @@ def stretches(rollouts: Iterable[Rollout]) -> tuple[list[np.ndarray], list[np.nd
 
 def y_limit(panels: Iterable[Panel]) -> float:
     """Upper limit shared by all panels: 1.4 times the 99th percentile of the drawn values >= 0."""
-    drawn = [line[line >= 0] for panel in panels for line in panel.lines]  # NaN is not >= 0
-    if not sum(map(len, drawn)):
-        return 1.1
-    return max(1e-3, 1.4 * float(np.percentile(np.concatenate(drawn), 99, overwrite_input=True)))
+    lines = [line for panel in panels for line in panel.lines]
+    drawn, n = np.empty(sum(map(len, lines)), dtype=np.float32), 0
+    for line in lines:
+        valid = line[line >= 0]  # NaN is not
+        drawn[n : n + len(valid)] = valid
+        n += len(valid)
+    return max(1e-3, 1.4 * float(np.percentile(drawn[:n], 99, overwrite_input=True))) if n else 1.1
 
 
 def x_limit(panel: Panel, window: int) -> float:
@@ -700,8 +702,8 @@ def draw_panel(ax: Axes, panel: Panel, top: float, look: Look) -> None:
     alive, dead = stretches(drawn)
     opacity = look.line_alpha or min(0.7, max(0.2, 8 / max(1, panel.n)))
     for parts, colour, zorder in ((dead, DEAD, 2), (alive, ALIVE, 3)):
-        lines = LineCollection(parts, colors=colour, linewidths=look.line_lw, alpha=opacity, zorder=zorder)
-        ax.add_collection(lines, autolim=False)
+        style = {"colors": colour, "linewidths": look.line_lw, "alpha": opacity, "zorder": zorder}
+        ax.add_collection(LineCollection(parts, joinstyle="bevel", **style), autolim=False)  # round joins cost a third
     ends = [(r.n_tokens - 1, value_near(r.line, r.n_tokens - 1)) for r in drawn if r.eos]
     deaths = [(r.death, value_near(r.line, r.death)) for r in drawn if r.death is not None]
     for points, mark in ((ends, EOS_MARK), (deaths, DEATH_MARK)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scales
-from sweeps import run, table
+from sweeps import drawn, run, table
 
 import spaghetti_kl_alive as ska
 
@@ -54,8 +54,29 @@ def test_scale_table_of_the_readme_is_what_its_command_prints():
 
 def test_what_the_readme_says_of_the_figure_is_in_the_table():
     rows = {(row["method"], row["alpha"]): row for row in table(SHIPPED)}
-    quoted = re.findall(r"(\d+) of (?:the )?24 (\w+) rollouts died at α = ([\d.]+)", README)
+    quoted = re.findall(r"(\d+) of (?:the )?24 (\w+) rollouts died at\s+α = ([\d.]*\d)", README)
     assert quoted
     for died, method, alpha in quoted:
         assert rows[method, alpha]["n_died"] == died
         assert rows[method, alpha]["n"] == "24"
+
+
+def test_median_line_stays_below_the_multiple_of_its_scale_that_the_readme_names(tmp_path, monkeypatch):
+    _, rows, _ = drawn(monkeypatch, "--runs-root", SWEEP, "--out", tmp_path, "--rows", "method")
+    highest = max(np.nanmax(ska.running_median(p.lines)[0]) for row in rows for p in row if p.lines)
+    assert 1.1 < highest < 1.2
+    assert "the median line stays below 1.2 of" in README
+
+
+def test_what_the_readme_says_of_the_texts_is_in_the_texts():
+    def distinct(method: str, alpha: str) -> str:
+        texts = json.loads((SWEEP / f"SmolLM2-135M_{method}_s0_w256" / "texts.json").read_text())[alpha]
+        return f"{np.median([len(set(text.split())) / len(text.split()) for text in texts]):.2f}"
+
+    words = " ".join(README.split())
+    shares = [f"{distinct(method, '2.0')} ({method})" for method in ("mean_diff", "pca", "ablation")]
+    assert f"{shares[0]}, {shares[1]} and {shares[2]}, unsteered it is {distinct('pca', '0.0')}" in words
+    texts = json.loads((SWEEP / "SmolLM2-135M_ablation_s0_w256" / "texts.json").read_text())["4.0"]
+    ends = [text[-100:] for text in texts]
+    looping = sum(any(end[period:] == end[:-period] for period in range(1, 41)) for end in ends)
+    assert re.search(rf"{looping} of\s+those 24 texts end in a loop", README)
