@@ -1183,16 +1183,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
     logger.remove()
     logger.add(sys.stderr, format="{level}: {message}")
+    status = 0
     try:
         written = run(args)
+        with contextlib.suppress(BrokenPipeError):
+            print("wrote", *map(printable, written))
     except (SweepError, UsageError) as error:
         logger.error(str(error))
-        return 2 if isinstance(error, UsageError) else 1
-    try:
-        print("wrote", *map(printable, written), flush=True)
-    except BrokenPipeError:  # nobody reads it; without this, Python complains again as it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        status = 2 if isinstance(error, UsageError) else 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # nobody reads it; without this, Python complains again as it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return status
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_copy_of_the_single_file_runs_with_uv(sweep, tmp_path):
     shutil.copy(SCRIPT, tmp_path / "empty")
     uv = Path(sys.executable).parent / "uv"
     argv = [uv, "run", SCRIPT.name, "--runs-root", sweep, "--out", "o"]
-    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"} | {"UV_SYSTEM_CERTS": "1"}
     result = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path / "empty", env=environment)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "empty" / "o").iterdir()) == sorted(OUTPUTS)
@@ -186,13 +186,13 @@ def test_hostile_surroundings_change_nothing(sweep, tmp_path):
 
 
 def test_reader_that_closes_the_pipe_is_no_error(sweep, tmp_path):
-    for stream in ("stdout", "stderr"):
+    for stream, buffered in (("stdout", ""), ("stderr", ""), ("stdout", "1"), ("stderr", "1")):
         reader, writer = os.pipe()
         os.close(reader)
         other = "stderr" if stream == "stdout" else "stdout"
         streams = {stream: writer, other: subprocess.PIPE}
         argv = [sys.executable, SCRIPT, "--runs-root", sweep, "--out", tmp_path / stream]
-        result = subprocess.run(argv, text=True, **streams)
+        result = subprocess.run(argv, text=True, env=os.environ | {"PYTHONUNBUFFERED": buffered}, **streams)
         os.close(writer)
         assert result.returncode == 0
         assert "Traceback" not in (result.stderr or "")
