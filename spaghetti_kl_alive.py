@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -923,6 +924,9 @@ def locked(folder: Path) -> Iterable[None]:
 def write_files(out: Path, contents: dict[str, bytes]) -> None:
     """Write all files or none: each beside its target, then renamed onto it. Raises OSError."""
     out.mkdir(parents=True, exist_ok=True)
+    for name in contents:
+        if (out / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
     with locked(out):
         for stale in out.glob(".kl_alive_*.part"):  # of a run that was killed
             stale.unlink(missing_ok=True)
@@ -1033,7 +1037,7 @@ def read_rollouts(
     notes: Notes,
 ) -> tuple[list[Rollout], list[float]]:
     """All rollouts of the cells at the wanted alphas, and the alphas to draw; what is left out is noted."""
-    rollouts, held, drawn = [], set(), set(wanted)
+    rollouts, held, found = [], set(), set()
     for cell in cells:
         with leaving_out(cell.name, skip_bad, notes):
             records, alphas = read_records(cell, metric, wanted, notes)
@@ -1041,15 +1045,15 @@ def read_rollouts(
             if wanted and not alphas & set(wanted):
                 raise NotUsable(f"holds only alpha {listed(alphas)}")
             for recorded in records:
-                drawn.add(recorded.alpha)
+                found.add(recorded.alpha)
                 rollouts += observed(cell, recorded)
-    if not drawn & held:
-        raise SweepError("\n".join(["Nothing to draw, no cell has what was asked for", "; ".join(notes)]))
+    if not found:
+        raise SweepError(f"Nothing to draw, no cell has what was asked for\n{'; '.join(notes)}")
     if set(wanted) - held:
         notes.take(f"Asked for and in no cell: alpha {listed(set(wanted) - held)}")
     if wanted and held - set(wanted):
         notes.take(f"In the data and not asked for: alpha {listed(held - set(wanted))}", "INFO")
-    return rollouts, sorted(drawn)
+    return rollouts, sorted(found | set(wanted))
 
 
 def listed(alphas: Iterable[float]) -> str:
@@ -1174,7 +1178,7 @@ def styled() -> Iterable[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 

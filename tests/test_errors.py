@@ -227,6 +227,13 @@ def test_alpha_found_nowhere_gets_a_warning_and_a_panel(sweep, out):
     assert "In the data and not asked for: alpha 0, 2" in (out / ska.TABLE).read_text()
 
 
+def test_alpha_in_only_one_of_the_files_of_every_cell_is_an_error(sweep, out):
+    for name in ("a", "b"):
+        edit(sweep / name / "pmass.json", lambda c: c[MASS].pop("2.0"))
+    error = refused(out, 1, "--runs-root", sweep, "--alphas", 2)
+    assert "Left out alpha 2 of `a`: not in pmass_eval" in error
+
+
 def test_no_alpha_found_is_an_error_that_lists_those_in_the_data(sweep, out):
     assert "holds only alpha 0, 1, 2" in refused(out, 1, "--runs-root", sweep, "--alphas", 3)
 
@@ -291,10 +298,12 @@ def test_out_that_is_or_lies_in_a_file_is_named(sweep, tmp_path):
 
 def test_folder_in_the_place_of_an_output_file_is_named_and_nothing_is_left_behind(sweep, tmp_path):
     (tmp_path / "o" / f"{ska.FIGURE}.png").mkdir(parents=True)
+    (tmp_path / "o" / ska.TABLE).write_text("older")
     result = run("--runs-root", sweep, "--out", tmp_path / "o")
     assert result.status == 1
-    assert f"{tmp_path / 'o'}: cannot be written" in result.err
-    assert [path.name for path in (tmp_path / "o").iterdir() if path.name.endswith(".part")] == []
+    assert f"{tmp_path / 'o'}: cannot be written ({ska.FIGURE}.png is a folder)" in result.err
+    assert (tmp_path / "o" / ska.TABLE).read_text() == "older"
+    assert len(list((tmp_path / "o").iterdir())) == 2
 
 
 def test_not_finite_kl_is_counted_and_the_rollout_still_counts(sweep, out):
