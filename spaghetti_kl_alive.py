@@ -284,6 +284,7 @@ def of_type(value: object, kind: type | tuple[type, ...], what: str) -> object:
 
 
 def key_of(content: dict, key: str, kind: type | tuple[type, ...]) -> object:
+    """The value under a key, of the JSON type asked for; ValueError otherwise."""
     if key not in content:
         raise ValueError(f'the key "{key}" is missing')
     return of_type(content[key], kind, f'"{key}"')
@@ -727,7 +728,10 @@ def draw_panel(ax: Axes, panel: Panel, top: float, look: Look) -> None:
 
 
 def draw_survival(ax: Axes, panel: Panel, ticks: Sequence[int]) -> None:
-    """Draw S(t) with its band, and under each tick its token and the number still at risk there."""
+    """Draw S(t) with its band, and under each tick its token and the number still at risk there.
+
+    Band and numbers at risk as Morris et al. (2019), BMJ Open 9:e030215 (KMunicate), ask of such curves.
+    """
     if panel.rollouts:
         curve = panel.survival()
         t = np.r_[curve.t, max(r.n_tokens for r in panel.rollouts)]
@@ -1057,6 +1061,7 @@ def read_rollouts(
 
 
 def listed(alphas: Iterable[float]) -> str:
+    """The alphas in numeric order, for print."""
     return ", ".join(f"{alpha:g}" for alpha in sorted(alphas))
 
 
@@ -1102,6 +1107,7 @@ def note_findings(panels: Sequence[Panel], notes: Notes) -> None:
 
 
 def row_of(cell: Cell, by: str | None) -> str:
+    """The row of panels that a cell belongs to, for print; "" if all are pooled."""
     return "" if by is None else printable(getattr(cell, "name" if by == "cell" else by))
 
 
