@@ -47,9 +47,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
-from loguru import logger
 
-if TYPE_CHECKING:  # matplotlib is imported where it draws, so that --help and errors answer at once
+if TYPE_CHECKING:  # matplotlib, loguru and tabulate are imported where they are used, so that --help answers at once
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -141,6 +140,11 @@ class Notes(list[str]):
 
     def take(self, text: str, level: str = "WARNING") -> None:
         self.append(text)
+        self.log(text, level)
+
+    def log(self, text: str, level: str = "INFO") -> None:
+        from loguru import logger
+
         logger.log(level, text)
 
 
@@ -1146,7 +1150,7 @@ def run(args: Args) -> list[Path]:
     observed = partial(observe, window=window, threshold=args.threshold, curve=curve)
     rollouts, alphas = read_rollouts(cells, args.metric, args.alphas, args.skip_bad_cells, observed, notes)
     used = list(dict.fromkeys(r.cell for r in rollouts))
-    logger.info(f"{len(used)} cells, {len(rollouts)} rollouts: {', '.join(cell.name for cell in used)}")
+    notes.log(f"{len(used)} cells, {len(rollouts)} rollouts: {', '.join(cell.name for cell in used)}")
     rollouts = mark_copies(rollouts, partial(row_of, by=args.rows))
     note_copies(rollouts, args.keep_duplicates, notes)
     if args.keep_duplicates:
@@ -1191,6 +1195,8 @@ def styled() -> Iterable[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from a shell; returns the exit status."""
     args = tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
+    from loguru import logger
+
     logger.remove()
     logger.add(sys.stderr, format="{level}: {message}")
     status = 0

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from loguru import logger
 from tabulate import tabulate
 
 import spaghetti_kl_alive as ska
@@ -49,5 +50,5 @@ def scale_table(root: Path, alpha: float = 1.0) -> str:
 
 
 if __name__ == "__main__":
-    ska.logger.remove()
+    logger.remove()
     print(scale_table(Path(sys.argv[1])))

@@ -54,7 +54,7 @@ def test_scale_table_of_the_readme_is_what_its_command_prints():
 
 def test_what_the_readme_says_of_the_figure_is_in_the_table():
     rows = {(row["method"], row["alpha"]): row for row in table(SHIPPED)}
-    quoted = re.findall(r"(\d+) of (?:the )?24 (\w+) rollouts died at\s+α = ([\d.]*\d)", README)
+    quoted = re.findall(r"(\d+) of 24\s+(\w+)\s+rollouts\s+died at\s+α = ([\d.]*\d)", README)
     assert quoted
     for died, method, alpha in quoted:
         assert rows[method, alpha]["n_died"] == died
