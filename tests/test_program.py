@@ -324,7 +324,7 @@ def test_unreadable_file_and_unwritable_folder_are_named(sweep, tmp_path):
         if not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
     probe = (  # Python's own modules may lie where nobody may read: parse the flags before becoming nobody
-        "import os, sys; sys.path.insert(0, sys.argv[1]); import spaghetti_kl_alive as s\n"
+        "import loguru, os, sys; sys.path.insert(0, sys.argv[1]); import spaghetti_kl_alive as s\n"
         "args = s.tyro.cli(s.Args, args=sys.argv[2:]); s.tyro.cli = lambda *_, **__: args\n"
         "b' '.decode('utf-8-sig'); b''.decode('utf-8-sig'); os.setuid(65534); sys.exit(s.main())"
     )
