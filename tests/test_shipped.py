@@ -1,5 +1,6 @@
 """The sweep that the project ships, and what the project says of it."""
 
+import csv
 import json
 import re
 import shlex
@@ -59,6 +60,12 @@ def test_what_the_readme_says_of_the_figure_is_in_the_table():
     for died, method, alpha in quoted:
         assert rows[method, alpha]["n_died"] == died
         assert rows[method, alpha]["n"] == "24"
+
+
+def test_unsmoothed_lines_of_the_figure_are_as_many_as_the_readme_says():
+    with (SHIPPED / ska.ROLLOUTS).open(newline="") as file:
+        short = [row for row in csv.DictReader(file) if int(row["observed_tokens"]) < 65 and row["scale_nats"]]
+    assert f"the {len(short)} steered rollouts that ended before token 65" in README
 
 
 def test_median_line_stays_below_the_multiple_of_its_scale_that_the_readme_names(tmp_path, monkeypatch):
