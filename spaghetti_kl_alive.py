@@ -295,15 +295,12 @@ def key_of(content: dict, key: str, kind: type | tuple[type, ...]) -> object:
 
 
 def numbers(values: object, what: str) -> np.ndarray:
-    """A JSON list of numbers as float64 (n,); ValueError otherwise."""
+    """A JSON list of numbers as float64 (n,); ValueError otherwise, OverflowError beyond its range."""
     of_type(values, list, what)
     if not set(map(type, values)) <= {float, int}:
         i = next(i for i, value in enumerate(values) if type(value) not in (float, int))
         of_type(values[i], (float, int), f"{what}[{i}]")
-    try:
-        return np.array(values, dtype=float)
-    except OverflowError:
-        raise ValueError(f"{what} holds a whole number too large to be one") from None
+    return np.array(values, dtype=float)
 
 
 def whole_numbers(values: object, what: str) -> np.ndarray:
@@ -335,7 +332,7 @@ def naming(path: Path) -> Iterable[None]:
     """Turn what is wrong inside a file into an error that names the file and what to do."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         raise Damaged(path, getattr(error, "strerror", None) or error) from None
 
 
@@ -350,7 +347,7 @@ def read_calib(folder: Path) -> Cell:
         if not 0 < target < MAX_KL:
             raise ValueError(f'"target_kl" is {target}, not a number of nats above 0')
         window = calib.get("window")
-        if window is not None and of_type(window, int, '"window"') < 1:
+        if window is not None and not 1 <= of_type(window, int, '"window"') < 2**53:
             raise ValueError(f'"window" is {window}, not a number of tokens')
         for key in ("seed", "layer", "c_star"):
             of_type(calib.setdefault(key), (int, float, str, type(None)), f'"{key}"')
@@ -983,9 +980,9 @@ def check_out(out: Path) -> None:
 
 def find_cells(root: Path, model_contains: str, skip_bad: bool, notes: Notes) -> list[Cell]:
     """The cells of a sweep, by folder name, that the filter lets through; what is left out is noted."""
-    if not root.is_dir():
-        raise SweepError(f"{printable(root)}: no such folder; --runs-root must name the folder of the cells")
     try:
+        if not root.is_dir():
+            raise SweepError(f"{printable(root)}: no such folder; --runs-root must name the folder of the cells")
         entries = [root]
         if not all((root / name).is_file() for name in FILES):
             entries = [entry for entry in sorted(root.iterdir()) if entry.is_dir() or entry.is_symlink()]
@@ -1140,7 +1137,8 @@ def run(args: Args) -> list[Path]:
     """Read the sweep, draw it, and write the figure, the table and the list of rollouts."""
     check_flags(args)
     root, notes = args.runs_root, Notes()
-    out = args.out or Path("figs") / f"{root.resolve().name}_kl_alive"
+    name = Path(os.path.realpath(root)).name
+    out = args.out or Path("figs") / f"{name}_kl_alive"
     check_out(out)
 
     cells = find_cells(root, args.model_contains, args.skip_bad_cells, notes)
@@ -1163,7 +1161,7 @@ def run(args: Args) -> list[Path]:
     about = [f"`{c.name}` ({c.model}, {c.method}, seed {c.seed}, layer {c.layer}, c_star {c.c_star})" for c in used]
     notes = [f"Cells used: {'; '.join(about)}", *notes, settings(args, window)]
     contents = {
-        TABLE: summary_text(printable(root.resolve().name), panels, look, notes).encode(),
+        TABLE: summary_text(printable(name), panels, look, notes).encode(),
         ROLLOUTS: rollouts_csv(rollouts).encode(),
     }
     with styled():

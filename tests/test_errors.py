@@ -46,6 +46,8 @@ def refused(out: Path, status: int, *argv: object) -> str:
 
 def test_missing_runs_root_is_named(tmp_path, out):
     assert f"{tmp_path / 'nowhere'}: no such folder" in refused(out, 1, "--runs-root", tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    assert f"{tmp_path / 'loop'}: no such folder" in refused(out, 1, "--runs-root", tmp_path / "loop")
 
 
 def test_empty_runs_root_is_named_with_what_a_cell_needs(tmp_path, out):
@@ -154,6 +156,8 @@ DAMAGE = {
     "computed a word": ("pmass.json", lambda c: c | {"computed": "no"}, '"computed" is of type str, not bool'),
     "no model": ("calib.json", lambda c: {k: v for k, v in c.items() if k != "model"}, 'the key "model" is missing'),
     "target 0": ("calib.json", lambda c: c | {"target_kl": 0}, '"target_kl" is 0.0'),
+    "target huge": ("calib.json", lambda c: c | {"target_kl": 10**400}, "int too large to convert to float"),
+    "window huge": ("calib.json", lambda c: c | {"window": 10**400}, "not a number of tokens"),
     "window 0": ("calib.json", lambda c: c | {"window": 0}, '"window" is 0'),
     "window a word": ("calib.json", lambda c: c | {"window": "512"}, '"window" is of type str, not int'),
     "seed a list": ("calib.json", lambda c: c | {"seed": [1]}, '"seed" is of type list'),
