@@ -39,7 +39,7 @@ import os
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -328,7 +328,7 @@ def by_alpha(content: dict, key: str) -> dict[float, object]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterable[None]:
+def naming(path: Path) -> Iterator[None]:
     """Turn what is wrong inside a file into an error that names the file and what to do."""
     try:
         yield
@@ -411,6 +411,94 @@ def read_records(cell: Cell, metric: str, wanted: Sequence[float], notes: Notes)
                 raise ValueError(f"{metric} at {at} is infinite somewhere, which no probability mass is")
         records.append(Recorded(alpha, curves, pmass, forks, ends))
     return records, alphas
+
+
+def find_cells(root: Path, model_contains: str, skip_bad: bool, notes: Notes) -> list[Cell]:
+    """The cells of a sweep, by folder name, that the filter lets through; what is left out is noted."""
+    try:
+        if not root.is_dir():
+            raise SweepError(f"{printable(root)}: no such folder; --runs-root must name the folder of the cells")
+        entries = [root]
+        if not all((root / name).is_file() for name in FILES):
+            entries = [entry for entry in sorted(root.iterdir()) if entry.is_dir() or entry.is_symlink()]
+    except OSError as error:
+        raise SweepError(f"{printable(root)}: {error.strerror}; --runs-root must be readable") from None
+    cells, others = [], []
+    for folder in entries:
+        if folder != root and folder.name.startswith(("_", ".")):
+            continue
+        with leaving_out(printable(folder.name), skip_bad, notes):
+            cell = read_calib(folder)
+            (cells if model_contains in cell.name or model_contains in cell.model else others).append(cell)
+    there = ", ".join(f"{cell.name} ({cell.model})" for cell in others)
+    where = printable(root)
+    if not cells and others:
+        raise SweepError(f"{where}: no folder name or model contains {model_contains!r}\nThe cells are: {there}")
+    if not cells:
+        raise SweepError(f"{where}: no cell with {', '.join(FILES)}\n{'; '.join(notes)}")
+    if others:
+        notes.take(f"Left out, neither folder name nor model contains {model_contains!r}: {there}", "INFO")
+    return cells
+
+
+@contextlib.contextmanager
+def leaving_out(name: str, skip_bad: bool, notes: Notes) -> Iterator[None]:
+    """Go on without a cell that is not usable or, if allowed, damaged; note why."""
+    try:
+        yield
+    except (NotUsable, Damaged) as error:
+        if isinstance(error, Damaged) and not skip_bad:
+            raise
+        notes.take(f"Left out `{name}`: {error.reason}")
+
+
+def common_window(cells: Sequence[Cell], asked: int | None, notes: Notes) -> int:
+    """The window to draw, in tokens. Raises SweepError if the cells have none or not the same."""
+    recorded = {cell.name: cell.window for cell in cells}
+    each = ", ".join(f"{name}: {window}" for name, window in recorded.items())
+    if asked is None:
+        if None in recorded.values() or len(set(recorded.values())) > 1:
+            raise SweepError(f"calib.json: the cells have no window in common; choose one with --window\n{each}")
+        return cells[0].window
+    shorter = [name for name, window in recorded.items() if window is not None and window < asked]
+    if shorter:
+        notes.take(
+            f"--window {asked} is longer than the window of {', '.join(shorter)}: rollouts cut off there count as EOS"
+        )
+    return asked
+
+
+def read_rollouts(
+    cells: Sequence[Cell],
+    metric: str,
+    wanted: Sequence[float],
+    skip_bad: bool,
+    observed: Callable[[Cell, Recorded], list[Rollout]],
+    notes: Notes,
+) -> tuple[list[Rollout], list[float]]:
+    """All rollouts of the cells at the wanted alphas, and the alphas to draw; what is left out is noted."""
+    rollouts, held, found = [], set(), set()
+    for cell in cells:
+        with leaving_out(cell.name, skip_bad, notes):
+            records, alphas = read_records(cell, metric, wanted, notes)
+            held |= alphas
+            if wanted and not alphas & set(wanted):
+                raise NotUsable(f"holds only alpha {listed(alphas)}")
+            for recorded in records:
+                found.add(recorded.alpha)
+                rollouts += observed(cell, recorded)
+    if not found:
+        raise SweepError(f"Nothing to draw, no cell has what was asked for\n{'; '.join(notes)}")
+    if set(wanted) - held:
+        notes.take(f"Asked for and in no cell: alpha {listed(set(wanted) - held)}")
+    if wanted and held - set(wanted):
+        notes.take(f"In the data and not asked for: alpha {listed(held - set(wanted))}", "INFO")
+    return rollouts, sorted(found | set(wanted))
+
+
+def listed(alphas: Iterable[float]) -> str:
+    """The alphas in numeric order, for print."""
+    return ", ".join(f"{alpha:g}" for alpha in sorted(alphas))
 
 
 # --------------------------------------------------------------------------------------- the maths
@@ -904,6 +992,20 @@ def rollouts_csv(rollouts: Iterable[Rollout]) -> str:
     return text.getvalue()
 
 
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """matplotlib as this script wants it, whatever backend, matplotlibrc and home folder the user has."""
+    os.environ["MPLBACKEND"] = "agg"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
 def rendered(figure: Figure, file_format: str, dpi: int) -> bytes:
     """The figure as a file's content, without dates."""
     undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
@@ -913,7 +1015,7 @@ def rendered(figure: Figure, file_format: str, dpi: int) -> bytes:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterable[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other runs from writing into the folder meanwhile, where the file system knows locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -978,99 +1080,11 @@ def check_out(out: Path) -> None:
         raise SweepError(f"{printable(out)}: cannot be written, no permission in {printable(nearest)}; choose --out")
 
 
-def find_cells(root: Path, model_contains: str, skip_bad: bool, notes: Notes) -> list[Cell]:
-    """The cells of a sweep, by folder name, that the filter lets through; what is left out is noted."""
-    try:
-        if not root.is_dir():
-            raise SweepError(f"{printable(root)}: no such folder; --runs-root must name the folder of the cells")
-        entries = [root]
-        if not all((root / name).is_file() for name in FILES):
-            entries = [entry for entry in sorted(root.iterdir()) if entry.is_dir() or entry.is_symlink()]
-    except OSError as error:
-        raise SweepError(f"{printable(root)}: {error.strerror}; --runs-root must be readable") from None
-    cells, others = [], []
-    for folder in entries:
-        if folder != root and folder.name.startswith(("_", ".")):
-            continue
-        with leaving_out(printable(folder.name), skip_bad, notes):
-            cell = read_calib(folder)
-            (cells if model_contains in cell.name or model_contains in cell.model else others).append(cell)
-    there = ", ".join(f"{cell.name} ({cell.model})" for cell in others)
-    where = printable(root)
-    if not cells and others:
-        raise SweepError(f"{where}: no folder name or model contains {model_contains!r}\nThe cells are: {there}")
-    if not cells:
-        raise SweepError(f"{where}: no cell with {', '.join(FILES)}\n{'; '.join(notes)}")
-    if others:
-        notes.take(f"Left out, neither folder name nor model contains {model_contains!r}: {there}", "INFO")
-    return cells
-
-
-@contextlib.contextmanager
-def leaving_out(name: str, skip_bad: bool, notes: Notes) -> Iterable[None]:
-    """Go on without a cell that is not usable or, if allowed, damaged; note why."""
-    try:
-        yield
-    except (NotUsable, Damaged) as error:
-        if isinstance(error, Damaged) and not skip_bad:
-            raise
-        notes.take(f"Left out `{name}`: {error.reason}")
-
-
-def common_window(cells: Sequence[Cell], asked: int | None, notes: Notes) -> int:
-    """The window to draw, in tokens. Raises SweepError if the cells have none or not the same."""
-    recorded = {cell.name: cell.window for cell in cells}
-    each = ", ".join(f"{name}: {window}" for name, window in recorded.items())
-    if asked is None:
-        if None in recorded.values() or len(set(recorded.values())) > 1:
-            raise SweepError(f"calib.json: the cells have no window in common; choose one with --window\n{each}")
-        return cells[0].window
-    shorter = [name for name, window in recorded.items() if window is not None and window < asked]
-    if shorter:
-        notes.take(
-            f"--window {asked} is longer than the window of {', '.join(shorter)}: rollouts cut off there count as EOS"
-        )
-    return asked
-
-
-def read_rollouts(
-    cells: Sequence[Cell],
-    metric: str,
-    wanted: Sequence[float],
-    skip_bad: bool,
-    observed: Callable[[Cell, Recorded], list[Rollout]],
-    notes: Notes,
-) -> tuple[list[Rollout], list[float]]:
-    """All rollouts of the cells at the wanted alphas, and the alphas to draw; what is left out is noted."""
-    rollouts, held, found = [], set(), set()
-    for cell in cells:
-        with leaving_out(cell.name, skip_bad, notes):
-            records, alphas = read_records(cell, metric, wanted, notes)
-            held |= alphas
-            if wanted and not alphas & set(wanted):
-                raise NotUsable(f"holds only alpha {listed(alphas)}")
-            for recorded in records:
-                found.add(recorded.alpha)
-                rollouts += observed(cell, recorded)
-    if not found:
-        raise SweepError(f"Nothing to draw, no cell has what was asked for\n{'; '.join(notes)}")
-    if set(wanted) - held:
-        notes.take(f"Asked for and in no cell: alpha {listed(set(wanted) - held)}")
-    if wanted and held - set(wanted):
-        notes.take(f"In the data and not asked for: alpha {listed(held - set(wanted))}", "INFO")
-    return rollouts, sorted(found | set(wanted))
-
-
-def listed(alphas: Iterable[float]) -> str:
-    """The alphas in numeric order, for print."""
-    return ", ".join(f"{alpha:g}" for alpha in sorted(alphas))
-
-
 def note_copies(rollouts: Sequence[Rollout], kept: bool, notes: Notes) -> None:
     """Name the cells that recorded another cell's rollouts again."""
     contents, copied = defaultdict(set), defaultdict(list)
     for r in rollouts:
-        contents[r.cell.name].add((r.alpha, r.prompt, r.fingerprint))
+        contents[r.cell.name].add((r.cell.model, r.alpha, r.prompt, r.fingerprint))
         if r.copy_of:
             copied[r.cell.name].append(r)
     for name, copies in copied.items():
@@ -1174,20 +1188,6 @@ def run(args: Args) -> list[Path]:
         reason = f"cannot be written ({error.strerror}); older files there are as they were"
         raise SweepError(f"{printable(out)}: {reason}") from None
     return [out / name for name in contents]
-
-
-@contextlib.contextmanager
-def styled() -> Iterable[None]:
-    """matplotlib as this script wants it, whatever backend, matplotlibrc and home folder the user has."""
-    os.environ["MPLBACKEND"] = "agg"
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:
