@@ -1,69 +1,80 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy>=1.26", "matplotlib>=3.8", "tyro>=0.9", "loguru>=0.7", "tabulate>=0.9"]
+# dependencies = [
+#     "numpy>=1.26", "matplotlib>=3.8", "seaborn>=0.13", "tyro>=0.9.2", "loguru>=0.7", "tabulate>=0.9",
+# ]
 # ///
 """Does a steered model stay within its calibrated KL budget, and is it still alive under it?
 
 Reads a finished sweep and draws one panel per steering strength alpha. Each thin line is one rollout:
 KL(steered || base) against token, in units of the rollout's own scale, the 95th percentile of its first
-tokens. Below each panel stands the Kaplan-Meier survival S(token) with its 95 % band.
+tokens. The strip below is the share of rollouts that are still alive (Kaplan-Meier).
 
-How to read it
   blue          the model can still answer: its probability mass on true/false was at or above the
                 threshold at every fork point so far
-  orange        it cannot, from the cross on; death is irreversible
+  orange        it cannot, from the cross on. "6 + 2 died": 2 on their last token. "3 back": died, but at
+                or above the threshold again later, so perhaps noise of the probe
   black tick    the rollout ended by itself (EOS); ended alive, it is right-censored
+  KL 1.7 <= 4   95th percentile of all the panel's KL, in nats, and its budget alpha^2 * target_kl
   black line    median over the rollouts still running (dotted: fewer than half of them are left)
-  dashed line   the calibration scale (with --no-normalize-kl the budget, alpha^2 * target_kl)
+  dashed line   the scale, 1 (with --no-normalize-kl the budget)
 
-How to run it
-  python spaghetti_kl_alive.py --runs-root runs/sweep
-  python spaghetti_kl_alive.py --runs-root runs/sweep --out figs/sweep --rows method --formats png pdf
+  python spaghetti_kl_alive.py --runs-root runs/sweep --rows method --formats png pdf
+  sweep = read(Args(runs_root="runs/sweep")); figure = draw(sweep); paths = write(sweep)   # from Python
 
 Each folder in --runs-root is a cell with calib.json, trajectory.json and pmass.json. Written to --out:
-kl_alive_spaghetti.png, the table kl_alive_summary.md, and kl_alive_rollouts.csv, a row per rollout.
-Exit status: 0 all written; 1 the data cannot give them; 2 wrong use.
+kl_alive_spaghetti.png, the tables kl_alive_summary.md, and kl_alive_rollouts.csv, a row per rollout.
+--version prints the version. Exit status: 0 all written; 1 the data cannot give them; 2 wrong use;
+130 interrupted.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import errno
-import hashlib
-import io
-import json
-import logging
-import math
-import os
 import sys
-import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import tyro
+try:
+    import contextlib
+    import csv
+    import gc
+    import io
+    import json
+    import logging
+    import math
+    import os
+    import textwrap
+    import threading
+    import time
+    import warnings
+    from collections import Counter, defaultdict
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from dataclasses import dataclass, field, fields, replace
+    from functools import cached_property
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+    import numpy as np
+    import tyro
+except KeyboardInterrupt:  # Ctrl-C while these load
+    sys.exit(130)
 
 if TYPE_CHECKING:  # matplotlib, loguru and tabulate are imported where they are used, so that --help answers at once
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__version__ = "0.2.0"
 FILES = ("calib.json", "trajectory.json", "pmass.json")
-FIGURE, TABLE, ROLLOUTS = "kl_alive_spaghetti", "kl_alive_summary.md", "kl_alive_rollouts.csv"
+FIGURE, TABLES, ROLLOUTS = "kl_alive_spaghetti", "kl_alive_summary.md", "kl_alive_rollouts.csv"
+FORMATS = ("png", "pdf", "svg")
 MIN_SCALE = 1e-8  # a scale at or below it is no scale
+MAX_TOKENS = 2**53  # beyond it no file means a number of tokens
 MAX_KL = 1e6  # nats; log-probabilities do not reach that far, so beyond it KL counts as not finite
-Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
 class Args:
-    runs_root: Path
+    runs_root: Annotated[str | Path, tyro.conf.arg(metavar="PATH")]
     """Folder of the sweep: one sub-folder per cell, or itself one cell."""
-    out: Path | None = None
+    out: Annotated[str | Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder to write to. None: figs/<name of runs-root>_kl_alive."""
     window: int | None = None
     """Tokens of each rollout to use. None: the window in calib.json."""
@@ -84,7 +95,7 @@ class Args:
     line_lw: float = 0.5
     """Width of a rollout's line, in points."""
     line_alpha: float | None = None
-    """Opacity of a rollout's line, in (0, 1]. None: 8/n, between 0.2 and 0.7."""
+    """Opacity of a rollout's line, in (0, 1]. None: 16/n, between 0.02 and 0.8."""
     normalize_kl: bool = True
     """Divide each rollout's KL by its own scale; otherwise KL is drawn in nats."""
     calib_tokens: int = 20
@@ -93,115 +104,129 @@ class Args:
     """Take the scale from the smoothed KL or from the KL as recorded."""
     rows: Literal["method", "model", "seed", "cell"] | None = None
     """Give each value its own row of panels, one column per alpha. None: pool all cells."""
-    ncols: int = 4
-    """Panels side by side before they wrap (without --rows)."""
+    ncols: int | None = None
+    """Panels side by side before they wrap (without --rows). None: balanced rows of up to 6."""
     survival: bool = True
-    """Draw the survival strip and the numbers at risk under each panel."""
+    """Draw the strip of those alive and the numbers at risk under each panel."""
     formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png",)
     """File formats of the figure."""
     dpi: int = 160
     """Resolution of the PNG, in pixels per inch."""
+    palette: str | None = None
+    """Palette known to seaborn whose first two colours are alive and dead. None: blue and orange."""
     keep_duplicates: bool = False
     """Count exact copies of a rollout again instead of leaving them out."""
     skip_bad_cells: bool = False
     """Leave out cells with damaged files, with a warning, instead of stopping."""
 
 
-# ---------------------------------------------------------------------------------------- the data
-
-
 class SweepError(Exception):
-    """The data cannot give the figure: which file, what is wrong, what to do (exit status 1)."""
+    """The sweep cannot give the figure: which file, what is wrong, what to do."""
+
+    status = 1
 
 
-class Damaged(SweepError):
-    """One file of a cell cannot be used as it is; `reason` names the file without its folder."""
+class UsageError(SweepError):
+    """A flag's value makes no sense."""
 
-    def __init__(self, path: Path, reason: object) -> None:
-        self.reason = f"{path.name}: {printable(reason)}"
-        advice = "Repair or rerun that cell, or leave it out with --skip-bad-cells."
-        super().__init__(f"{printable(path)}: {printable(reason)}\n{advice}")
+    status = 2
 
 
-class UsageError(Exception):
-    """A flag's value makes no sense (exit status 2)."""
+def check_flags(args: Args) -> None:
+    """Raise UsageError, before any file is read, where a flag's value makes no sense."""
+    checks = {
+        "--threshold must lie in (0, 1]": 0 < args.threshold <= 1,
+        "--metric must be pmass or pmass_<name>": args.metric == "pmass" or args.metric.startswith("pmass_"),
+        "--window, in tokens, must be at least 1": args.window is None or args.window >= 1,
+        "--roll, in tokens, must be at least 1": args.roll >= 1,
+        "--calib-tokens must be at least 1": args.calib_tokens >= 1,
+        "--ncols must be at least 1": args.ncols is None or args.ncols >= 1,
+        "--alphas must be finite numbers": all(map(math.isfinite, args.alphas)),
+        "--line-lw, in points, must be above 0": 0 < args.line_lw < math.inf,
+        "--line-alpha must lie in (0, 1]": args.line_alpha is None or 0 < args.line_alpha <= 1,
+        "--dpi must lie between 20 and 2400": 20 <= args.dpi <= 2400,
+        "--formats must be of png, pdf and svg": len(args.formats) > 0 and {*args.formats} <= {*FORMATS},
+    }
+    wrong = [rule for rule, holds in checks.items() if not holds]
+    if wrong:
+        raise UsageError("; ".join(wrong))
+    colours(args.palette)
 
 
-class NotUsable(Exception):
-    """A cell has nothing to show and is left out, for this reason."""
-
-    @property
-    def reason(self) -> str:
-        return str(self)
-
-
-class Notes(list[str]):
-    """What the reader of the table must know; each note is logged as it is taken."""
-
-    def take(self, text: str, level: str = "WARNING") -> None:
-        self.append(text)
-        self.log(text, level)
-
-    def log(self, text: str, level: str = "INFO") -> None:
-        from loguru import logger
-
-        logger.log(level, text)
+# ---------------------------------------------------------------------------------------- the data
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the sweep, from its calib.json; `name` is the folder's, fit for print."""
+    """One run of the sweep, from its calib.json; all text fit for print."""
 
     folder: Path
-    name: str
+    name: str  # the folder's
     model: str
     method: str
-    seed: object
-    layer: object
-    c_star: object
+    seed: str
+    layer: str
+    c_star: str
     target_kl: float  # nats
     window: int | None  # tokens; None where calib.json has none
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What one cell recorded at one alpha, N rollouts with F fork points."""
+class Fate(NamedTuple):
+    """How a rollout ended, as its forks saw it."""
 
-    alpha: float
-    kl: list[np.ndarray]  # N arrays (L_i,), nats per token
-    pmass: np.ndarray  # (N, F), NaN where not measured
-    forks: np.ndarray  # (F,), tokens
-    gen_len: np.ndarray  # (N,), tokens generated
+    end: Literal["died", "died_last", "censored", "alive"]  # died_last: dead first at the fork after its last token
+    death: int | None  # token
+    recovered: bool  # died, and was at or above the threshold at a later fork
+    followed: int | None  # token of death or of the last fork with a measured pmass; None where there is none
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout as the figure and the table need it."""
+    """One rollout, as observed up to the window."""
 
     cell: Cell
     prompt: int
     alpha: float
-    n_tokens: int  # observed length T
-    death: int | None  # token of death, below T
-    eos: bool  # generation ended before the window did
-    late_drop: bool  # first below the threshold at the fork s = T, outside the drawn tokens
-    unmeasured: bool  # no pmass at any fork within the observed tokens
-    n_gaps: int  # observed tokens whose KL is not finite
-    n_negative: int  # observed tokens whose KL is below zero by more than rounding
-    kl_max: float  # nats, over the observed finite tokens; NaN if there are none
+    kl: np.ndarray = field(repr=False)  # (G,) float32, nats, what was generated and recorded; NaN where not finite
+    forks: np.ndarray = field(repr=False)  # (F,) tokens, ascending
+    pmass: np.ndarray = field(repr=False)  # (F,), NaN where not measured
+    n_tokens: int  # T, observed
+    cut: bool  # the KL record ends before the rollout and the window do
+    eos: bool  # generation ended by itself before the window did, and its KL was recorded to the end
+    fate: Fate
     scale: float  # the line's unit in nats; NaN if there is none
     line: np.ndarray = field(repr=False)  # (T,) float32 as drawn; (0,) if there is no scale
-    fingerprint: bytes = field(repr=False)  # equal where KL, pmass, forks and gen_len are
+    recorded: int = field(repr=False)  # equal where KL, forks, pmass and gen_len are
     copy_of: str = ""  # the cell that recorded the same rollout first
 
     @property
-    def censored(self) -> bool:
-        return self.eos and self.death is None
+    def observed(self) -> np.ndarray:
+        """KL of the observed tokens, (T,) float32, nats."""
+        return self.kl[: self.n_tokens]
 
     @property
-    def duration(self) -> int:
-        """Tokens at risk of death: up to death, or else up to the end of what was observed."""
-        return self.n_tokens if self.death is None else self.death
+    def budget(self) -> float:
+        """Calibrated KL at this alpha, nats: a coefficient's KL grows with its square. NaN without steering."""
+        return self.alpha * self.alpha * self.cell.target_kl or math.nan
+
+    @cached_property
+    def kl_p95(self) -> float:
+        """95th percentile of the observed KL, nats."""
+        return p95(self.observed)
+
+    def above_budget(self, kl: np.ndarray | float) -> Any:
+        """Whether some KL in nats is above the budget, both in the single precision in which KL is kept."""
+        return np.float32(kl) > np.float32(min(self.budget, 1e38))
+
+
+class Survival(NamedTuple):
+    """Kaplan-Meier estimate at each fork that anyone was measured at, (k,) each; constant in between."""
+
+    forks: np.ndarray  # tokens
+    s: np.ndarray
+    low: np.ndarray  # 95 % interval
+    high: np.ndarray
+    followed: np.ndarray  # (m,) tokens, up to which each measured rollout was in the risk set
 
 
 @dataclass(frozen=True)
@@ -210,37 +235,105 @@ class Panel:
 
     row: str  # which one; "" if all are pooled
     alpha: float
+    label: str  # the alpha, for print
     rollouts: list[Rollout]
+    calib_tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}, alpha {self.label}" if self.row else f"alpha {self.label}"
 
     @property
     def n(self) -> int:
         return len(self.rollouts)
 
-    @property
-    def n_died(self) -> int:
-        return sum(r.death is not None for r in self.rollouts)
+    @cached_property
+    def drawn(self) -> list[Rollout]:
+        """Those that have a line."""
+        return [r for r in self.rollouts if np.isfinite(r.line).any()]
 
     @property
-    def n_censored(self) -> int:
-        return sum(r.censored for r in self.rollouts)
+    def ends(self) -> Counter[str]:
+        """How many died, died_last, were censored, are alive; of those dead, how many recovered."""
+        return Counter([r.fate.end for r in self.rollouts] + ["recovered" for r in self.rollouts if r.fate.recovered])
+
+    @property
+    def n_deaths(self) -> int:
+        return self.ends["died"] + self.ends["died_last"]
 
     @cached_property
-    def lines(self) -> list[np.ndarray]:
-        return [r.line for r in self.rollouts if np.isfinite(r.line).any()]
+    def survival(self) -> Survival:
+        """Of the rollouts that were measured; its evidence is prompts, as rollouts of one are not independent."""
+        measured = [r for r in self.rollouts if r.fate.followed is not None]
+        seen = [r.forks[np.isfinite(r.pmass) & (r.forks <= r.n_tokens)] for r in measured]
+        forks = np.unique(np.concatenate(seen or [np.empty(0, dtype=int)]))
+        followed = np.array([r.fate.followed for r in measured], dtype=int)
+        died = np.array([r.fate.death is not None for r in measured], dtype=bool)
+        prompts = {(r.cell.model, r.prompt) for r in self.rollouts}
+        return kaplan_meier(followed, died, forks, len(prompts) / max(1, self.n))
 
     @property
-    def durations(self) -> np.ndarray:
-        return np.array([r.duration for r in self.rollouts], dtype=int)
-
     def budgets(self) -> list[float]:
-        """The calibrated KL at this alpha, in nats: a coefficient's KL grows with its square."""
-        return sorted({self.alpha**2 * r.cell.target_kl for r in self.rollouts})
+        """Each cell's budget, ascending, nats; none at alpha 0."""
+        return sorted({r.budget for r in self.rollouts if not math.isnan(r.budget)})
 
-    def survival(self) -> Survival:
-        return kaplan_meier(self.durations, np.array([r.death is not None for r in self.rollouts], dtype=bool))
+    @cached_property
+    def budget(self) -> dict[str, float]:
+        """The recorded KL of all observed tokens, pooled, against the budget; a row of that table, in nats.
+
+        `over_budget` is the share of finite tokens above their own cell's budget, `scale` the median of the
+        rollouts' scales (what 1 on a normalised axis is worth). NaN where there is none.
+        """
+        pooled = np.concatenate([r.observed for r in self.rollouts] or [np.empty(0)])
+        pooled = pooled[np.isfinite(pooled)]
+        head = np.concatenate([r.observed[: self.calib_tokens] for r in self.rollouts] or [np.empty(0)])
+        scales = [r.scale for r in self.rollouts if math.isfinite(r.scale)]
+        over = sum(int(r.above_budget(r.observed).sum()) for r in self.rollouts)
+        within = [r for r in self.rollouts if math.isfinite(r.kl_p95) and not r.above_budget(r.kl_p95)]
+        return {
+            "kl_p95": p95(pooled),
+            "kl_p95_head": p95(head),
+            "over_budget": over / len(pooled) if self.budgets and len(pooled) else math.nan,
+            "died_within": sum(r.fate.death is not None for r in within) if self.budgets else math.nan,
+            "kl_median": float(np.median(pooled)) if len(pooled) else math.nan,
+            "scale": float(np.median(scales)) if scales else math.nan,
+            "no_scale": self.n - len(scales),
+        }
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more than 5 % of the tokens are above their budget."""
+        return self.budget["over_budget"] > 0.05
 
 
-# ----------------------------------------------------------------------------------------- loading
+@dataclass(frozen=True)
+class Sweep:
+    """What was read, ready to be drawn and written."""
+
+    args: Args
+    name: str  # of runs_root, for print
+    window: int  # tokens
+    cells: list[Cell]  # those used
+    rollouts: list[Rollout]  # all that were read, copies included
+    panels: list[Panel]  # row by row, alphas ascending
+    notes: list[str]  # what was left out, and what is unusual
+
+    def settings(self) -> str:
+        """What gives the same output from the same data: the version, and the flags as they took effect."""
+        flags = {f.name: getattr(self.args, f.name) for f in fields(Args) if f.name not in ("runs_root", "out")}
+        shown = ", ".join(f"{name} {value}" for name, value in (flags | {"window": self.window}).items())
+        return printable(f"spaghetti_kl_alive {__version__}: {shown}")
+
+
+# --------------------------------------------------------------------------------------------- read
+
+
+class CellError(Exception):
+    """A cell that cannot be used. `path`: its damaged file; None where it merely has nothing to show."""
+
+    def __init__(self, reason: object, path: Path | None = None) -> None:
+        super().__init__(printable(reason))
+        self.path = path
 
 
 def printable(name: object) -> str:
@@ -249,256 +342,356 @@ def printable(name: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object as a dict, refusing the repeated keys that json.loads would silently overwrite."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError(f"the key {max(content, key=[key for key, _ in pairs].count)!r} stands twice in one object")
+def several(things: Iterable[object], at_most: int = 12) -> str:
+    """The things, cut to the first ones and a count where there are many."""
+    names = [f"{thing:.12g}" if isinstance(thing, float) else str(thing) for thing in things]
+    return ", ".join(names[:at_most] + [f"and {len(names) - at_most} more"] * (len(names) > at_most))
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what is wrong in a file into a CellError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CellError(f"{path.name} is missing") from None
+    except (KeyError, RecursionError) as error:
+        what = f'the key "{error.args[0]}" is missing' if isinstance(error, KeyError) else "nested too deeply"
+        raise CellError(f"{path.name}: {what}", path) from None
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        raise CellError(f"{path.name}: {getattr(error, 'strerror', None) or error}", path) from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError or OSError."""
+    if path.exists() and not path.is_file():  # a named pipe would hang
+        raise ValueError("not a regular file")
+    try:
+        content: dict[str, Any] = of_type(json.loads(path.read_bytes().decode("utf-8-sig")), dict, "its content")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON, or cut off ({error}); is the sweep still writing it?") from None
     return content
 
 
-def require(path: Path) -> None:
-    """Raise NotUsable if there is no such file."""
-    if not path.exists():
-        raise NotUsable(f"{path.name} is " + ("a link to nothing" if path.is_symlink() else "missing"))
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises NotUsable if there is no such file, ValueError if it is damaged."""
-    require(path)
-    if not path.is_file():  # a named pipe would hang
-        raise ValueError("not a regular file")
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique_keys)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON, or cut off ({error}); is the sweep still writing it?") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text ({error})") from None
-    except RecursionError:
-        raise ValueError("not a sweep's file: nested too deeply") from None
-    return of_type(content, dict, "its content")
-
-
-def of_type(value: object, kind: type | tuple[type, ...], what: str) -> object:
+def of_type(value: Any, kind: type, what: str) -> Any:
     """The value itself if it is of the JSON type asked for; ValueError otherwise."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{what} is of type {type(value).__name__}, not {wanted}")
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} is of type {type(value).__name__}, not {kind.__name__}")
     return value
 
 
-def key_of(content: dict, key: str, kind: type | tuple[type, ...]) -> object:
-    """The value under a key, of the JSON type asked for; ValueError otherwise."""
-    if key not in content:
-        raise ValueError(f'the key "{key}" is missing')
-    return of_type(content[key], kind, f'"{key}"')
-
-
-def numbers(values: object, what: str) -> np.ndarray:
-    """A JSON list of numbers as float64 (n,); ValueError otherwise, OverflowError beyond its range."""
-    of_type(values, list, what)
-    if not set(map(type, values)) <= {float, int}:
-        i = next(i for i, value in enumerate(values) if type(value) not in (float, int))
-        of_type(values[i], (float, int), f"{what}[{i}]")
-    return np.array(values, dtype=float)
-
-
-def whole_numbers(values: object, what: str) -> np.ndarray:
-    """A JSON list of whole numbers >= 0 as int64 (n,); ValueError otherwise."""
-    array = numbers(values, what)
-    if not np.all((array >= 0) & (array < 2**53) & (array == np.floor(array))):
+def numbers(values: Any, what: str, whole: bool = False) -> np.ndarray:
+    """A JSON list of numbers as float64 (n,), null being NaN; of `whole` ones >= 0 as int64. ValueError otherwise."""
+    array = np.array(of_type(values, list, what))
+    if array.dtype == object and {*map(type, values)} <= {int, float, type(None)}:
+        array = np.array(values, dtype=float)
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{what} is no list of numbers")
+    if whole and not np.all((array >= 0) & (array < MAX_TOKENS) & (array == np.floor(array))):
         raise ValueError(f"{what} holds something else than whole numbers >= 0")
-    return array.astype(np.int64)
+    return array.astype(int if whole else float, copy=False)
 
 
-def by_alpha(content: dict, key: str) -> dict[float, object]:
-    """The lists under a key, by steering strength; ValueError where keys are no numbers or the same number."""
-    lists = {}
-    for name, value in key_of(content, key, dict).items():
-        try:
-            alpha = float(name)
-        except ValueError:
-            alpha = math.nan
-        if not math.isfinite(alpha):
-            raise ValueError(f'"{key}" has the key {name!r}, which is no steering strength')
-        if alpha in lists:
-            raise ValueError(f'"{key}" holds alpha {alpha:g} twice, under keys that are the same number')
-        lists[alpha] = value
+def by_alpha(content: dict[str, Any], key: str) -> dict[float, Any]:
+    """The lists under a key, by steering strength. Raises ValueError where keys are no or the same number."""
+    lists: dict[float, Any] = {}
+    for name, value in of_type(content[key], dict, f'"{key}"').items():
+        alpha = float(name) + 0.0  # -0.0 is 0
+        if alpha in lists or not math.isfinite(alpha):
+            raise ValueError(f'"{key}" has the key {name!r}, twice or no steering strength')
+        lists[alpha] = of_type(value, list, f'"{key}" at alpha {name}')
     return lists
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn what is wrong inside a file into an error that names the file and what to do."""
-    try:
-        yield
-    except (ValueError, OverflowError, OSError) as error:
-        raise Damaged(path, getattr(error, "strerror", None) or error) from None
-
-
 def read_calib(folder: Path) -> Cell:
-    """The cell of a folder. Raises NotUsable if one of the three files is not there, SweepError if damaged."""
-    for name in FILES[1:]:
-        with naming(folder / name):
-            require(folder / name)
-    with naming(folder / FILES[0]):
-        calib = read_json(folder / FILES[0])
-        target = float(key_of(calib, "target_kl", (float, int)))
-        if not 0 < target < MAX_KL:
-            raise ValueError(f'"target_kl" is {target}, not a number of nats above 0')
-        window = calib.get("window")
-        if window is not None and not 1 <= of_type(window, int, '"window"') < 2**53:
-            raise ValueError(f'"window" is {window}, not a number of tokens')
-        for key in ("seed", "layer", "c_star"):
-            of_type(calib.setdefault(key), (int, float, str, type(None)), f'"{key}"')
-        return Cell(
-            folder=folder,
-            name=printable(folder.resolve().name if folder.name in ("", "..") else folder.name),
-            model=printable(key_of(calib, "model", str)),
-            method=printable(key_of(calib, "method", str)),
-            seed=calib["seed"],
-            layer=calib["layer"],
-            c_star=calib["c_star"],
-            target_kl=target,
-            window=window,
-        )
+    """The cell of a folder. Raises CellError."""
+    path = folder / FILES[0]
+    with reading(path):
+        calib = load(path)
+        target, window = calib["target_kl"], calib.get("window")
+        if type(target) not in (int, float) or not 0 < target < MAX_KL:
+            raise ValueError(f'"target_kl" is {str(target)[:40]}, not a number of nats above 0')
+        if window is not None and not (type(window) is int and 0 < window < MAX_TOKENS):
+            raise ValueError(f'"window" is {str(window)[:40]}, not a number of tokens')
+        named = {key: printable(of_type(calib[key], str, f'"{key}"')) for key in ("model", "method")}
+        shown = {key: printable(calib.get(key))[:40] for key in ("seed", "layer", "c_star")}
+        return Cell(folder, printable(folder.name), **named, **shown, target_kl=float(target), window=window)
 
 
-def read_records(cell: Cell, metric: str, wanted: Sequence[float], notes: Notes) -> tuple[list[Recorded], set[float]]:
-    """What a cell recorded at the wanted alphas (all, if none is named), and all alphas in its files.
+def read_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[float, str]]:
+    """A cell's rollouts at the alphas asked for (all if none is), and why any alpha is left out ("": not asked for).
 
-    An alpha that one of the files lacks is left out and noted. Raises NotUsable if pmass was not
-    measured, Damaged if a file cannot be read or the files disagree on the number of rollouts.
+    Raises CellError where the cell cannot be used, or where its files disagree on the number of rollouts.
     """
     trajectory, measured = cell.folder / FILES[1], cell.folder / FILES[2]
-    lengths = "gen_lens_" + (metric.removeprefix("pmass").removeprefix("_") or "qa")
-    with naming(measured):
-        content = read_json(measured)
+    metric, lengths = args.metric, "gen_lens_" + (args.metric.removeprefix("pmass").removeprefix("_") or "qa")
+    with reading(measured):
+        content = load(measured)
         if not of_type(content.get("computed", True), bool, '"computed"'):
-            raise NotUsable('pmass was not measured ("computed" is false)')
+            raise CellError('pmass was not measured ("computed" is false)')
         if metric not in content:
-            held = ", ".join(sorted(key for key in content if key.startswith("pmass")))
-            raise NotUsable(f"pmass.json has no {metric}; it has {held or 'no pmass at all'}")
-        forks = whole_numbers(key_of(content, "fork_points", list), '"fork_points"')
-        sources = {metric: by_alpha(content, metric)}
-        if lengths in content:
-            sources[lengths] = by_alpha(content, lengths)
-    with naming(trajectory):
-        sources["trajectory.json"] = kl = by_alpha(read_json(trajectory), "per_prompt_per_t_kl")
-    alphas = kl.keys() | sources[metric].keys()
-    records = []
-    for alpha in sorted(alphas & set(wanted) if wanted else alphas):
-        absent = [name for name, held in sources.items() if alpha not in held]
-        if absent:
-            notes.take(f"Left out alpha {alpha:g} of `{cell.name}`: not in {' and '.join(absent)}")
+            others = several(sorted(key for key in content if key.startswith("pmass")))
+            raise CellError(f"pmass.json has no {metric}; it has {others or 'no pmass at all'}")
+        forks = numbers(content["fork_points"], '"fork_points"', whole=True)
+        sources = {key: by_alpha(content, key) for key in (metric, lengths) if key in content}
+    with reading(trajectory):
+        kl = by_alpha(load(trajectory), "per_prompt_per_t_kl")
+        held = kl.keys() | sources[metric].keys()
+        wanted = {alpha + 0.0 for alpha in args.alphas} or held
+        curves = {
+            alpha: [numbers(row, f"alpha {alpha:g}, rollout {i}") for i, row in enumerate(kl.pop(alpha))]
+            for alpha in sorted(kl.keys() & wanted)
+        }
+    sources[trajectory.name] = curves
+    if not held & wanted:
+        raise CellError(f"holds only alpha {several(sorted(held))}" if held else "holds no rollouts")
+    rollouts: list[Rollout] = []
+    left_out = dict.fromkeys(sorted(held - wanted), "")
+    for alpha in sorted(held & wanted):
+        absent = [name for name, lists in sources.items() if alpha not in lists]
+        if absent or not (curves[alpha] or sources[metric][alpha]):
+            left_out[alpha] = f"not in {' and '.join(absent)}" if absent else "no rollouts"
             continue
-        at = f"alpha {alpha:g}"
-        with naming(trajectory):
-            rows = of_type(kl[alpha], list, at)
-            curves = [numbers(row, f"{at}, rollout {i}") for i, row in enumerate(rows)]
-        with naming(measured):
-            table = of_type(sources[metric][alpha], list, f"{metric} at {at}")
-            ends = sources[lengths][alpha] if lengths in sources else [len(curve) for curve in curves]
-            ends = whole_numbers(ends, f"{lengths} at {at}")
-            if not len(curves) == len(table) == len(ends):
-                counts = f"{len(curves)} in trajectory.json, {len(table)} in {metric}, {len(ends)} in {lengths}"
-                raise ValueError(f"the number of rollouts at {at} differs: {counts}")
-            masses = [numbers(row, f"{metric} at {at}, rollout {i}") for i, row in enumerate(table)]
-            if any(len(row) != len(forks) for row in masses):
-                raise ValueError(f"{metric} at {at} has rows that do not match the {len(forks)} fork_points")
-            pmass = np.array(masses).reshape(len(masses), len(forks))
-            if np.isinf(pmass).any():
-                raise ValueError(f"{metric} at {at} is infinite somewhere, which no probability mass is")
-        records.append(Recorded(alpha, curves, pmass, forks, ends))
-    return records, alphas
+        with reading(measured):
+            ends = sources[lengths][alpha] if lengths in sources else [len(kl) for kl in curves[alpha]]
+            ends = numbers(ends, f"{lengths} at alpha {alpha:g}", whole=True).tolist()
+            rows = list(zip(curves[alpha], ends, sources[metric][alpha], strict=False))
+            counts = [len(curves[alpha]), len(sources[metric][alpha]), len(ends)]
+            if counts != 3 * [len(rows)]:
+                each = "{} in trajectory.json, {} in {m}, {} in {g}".format(*counts, m=metric, g=lengths)
+                raise ValueError(f"the number of rollouts at alpha {alpha:g} differs: {each}")
+            rollouts += [observed(cell, i, alpha, *row, forks, args) for i, row in enumerate(rows)]
+    if not rollouts and {*left_out.values()} <= {"no rollouts", ""}:
+        raise CellError("holds no rollouts")
+    return rollouts, left_out
 
 
-def find_cells(root: Path, model_contains: str, skip_bad: bool, notes: Notes) -> list[Cell]:
-    """The cells of a sweep, by folder name, that the filter lets through; what is left out is noted."""
+def observed(
+    cell: Cell, prompt: int, alpha: float, kl: np.ndarray, gen_len: int, masses: Any, forks: np.ndarray, args: Args
+) -> Rollout:
+    """A rollout from its lists in the files: KL (L,) in nats, its length, pmass and forks (F,). Raises ValueError."""
+    at = f"{args.metric} at alpha {alpha:g}, rollout {prompt},"
+    pmass = numbers(masses, at)
+    if len(pmass) != len(forks):
+        raise ValueError(f"{at} has {len(pmass)} values for {len(forks)} fork_points")
+    if ((pmass < 0) | (pmass > 1 + 1e-5)).any():  # a softmax in single precision sums to 1 only nearly
+        raise ValueError(f"{at} is not in [0, 1]: {pmass}")
+    window = args.window or cell.window or MAX_TOKENS
+    full = min(gen_len, window)
+    n_tokens = min(len(kl), full)
+    kl = kl[:gen_len]  # what stands behind it is padding
+    order = np.argsort(forks, kind="stable")
+    forks, pmass = forks[order], pmass[order]
+    recorded = hash((gen_len, kl.tobytes(), forks.tobytes(), pmass.tobytes()))
+    kl = np.where(np.abs(kl) <= MAX_KL, kl, np.nan)
+    smooth = rolling_mean(kl, args.roll, args.edges)
+    scale = p95((smooth if args.calib_on == "smoothed" else kl)[: args.calib_tokens])
+    scale = scale if scale > MIN_SCALE else math.nan
+    unit = scale if args.normalize_kl else 1.0
+    return Rollout(
+        cell=cell,
+        prompt=prompt,
+        alpha=alpha,
+        kl=kl.astype(np.float32),
+        forks=forks,
+        pmass=pmass,
+        n_tokens=n_tokens,
+        cut=n_tokens < full,
+        eos=gen_len < min(window, cell.window or window) and n_tokens == full,
+        fate=fate(pmass, forks, n_tokens, args.threshold, ended=gen_len < window or n_tokens < full),
+        scale=scale,
+        line=(smooth[: n_tokens if math.isfinite(unit) else 0] / unit).astype(np.float32),
+        recorded=recorded,
+    )
+
+
+def cell_folders(root: Path, out: Path) -> tuple[list[Path], list[Path]]:
+    """The folders below `root` that are to be cells, and those that hold none of a cell's files.
+
+    Passed over: hidden ones, links to files, and the folders that this script wrote or is about to.
+    """
+    if all((root / name).is_file() for name in FILES):
+        return [root.resolve() if root.name in ("", "..") else root], []
+    cells, others = [], []
+    for folder in sorted(root.iterdir()):
+        broken = folder.is_symlink() and not folder.exists()
+        if folder.name.startswith(("_", ".")) or not (folder.is_dir() or broken):
+            continue
+        if broken or not os.access(folder, os.X_OK) or any(os.path.lexists(folder / name) for name in FILES):
+            cells.append(folder)
+        elif not (folder / TABLES).exists() and not out.resolve().is_relative_to(folder.resolve()):
+            others.append(folder)
+    return cells, others
+
+
+def read_cells(root: Path, args: Args, say: Callable[[str], None]) -> tuple[list[Rollout], list[str]]:
+    """The rollouts of all cells that can be used, and what was left out. Raises SweepError where nothing remains."""
+    folders, others = cell_folders(root, out_folder(args))
+    rollouts: list[Rollout] = []
+    passed: list[Cell] = []
+    left_out: dict[tuple[str, str], list[str]] = defaultdict(list)  # names, by what is left out of them and why
+    for i, folder in enumerate(folders):
+        name = printable(folder.name)
+        say(f"reading cell {i + 1} of {len(folders)}: {name}")
+        try:
+            cell = read_calib(folder)
+            if args.model_contains not in cell.name and args.model_contains not in cell.model:
+                passed.append(cell)
+                continue
+            held, absent = read_rollouts(cell, args)
+        except CellError as error:
+            if error.path and not args.skip_bad_cells:
+                advice = "Repair or rerun that cell, or leave it out with --skip-bad-cells."
+                raise SweepError(f"{printable(folder)}{os.sep}{error}\n{advice}") from None
+            left_out["", str(error)].append(f"`{name}`")
+            continue
+        rollouts += held
+        for alpha, why in absent.items():
+            if why:
+                left_out[f"alpha {alpha:.12g} of ", why].append(f"`{name}`")
+            else:
+                left_out["", "in the data, but not asked for"].append(f"alpha {alpha:.12g}")
+    if others:
+        left_out["", f"none of {', '.join(FILES)}"] += [f"`{printable(folder.name)}`" for folder in others]
+    notes = [f"Left out {what}{several(dict.fromkeys(names))}: {why}" for (what, why), names in left_out.items()]
+    if not rollouts:
+        why = why_nothing(root, args, passed, len(folders))
+        raise SweepError(f"{printable(root)}: {why}\n" + "; ".join(notes))
+    if passed:
+        names = several(f"`{cell.name}`" for cell in passed)
+        notes.append(f"Left out, neither name nor model contains {args.model_contains!r}: {names}")
+    return rollouts, notes
+
+
+def why_nothing(root: Path, args: Args, passed: Sequence[Cell], n_cells: int) -> str:
+    """Why a folder has nothing to draw: what is there instead, and where cells are."""
+    if passed:
+        there = several(f"{cell.name} ({cell.model})" for cell in passed)
+        return f"no folder name or model contains {args.model_contains!r}; the cells are {there}"
+    if n_cells:
+        return "nothing to draw, no cell can be used"
+    for folder in sorted(root.iterdir())[:1000]:
+        with contextlib.suppress(OSError):
+            held = sum(all((cell / name).is_file() for name in FILES) for cell in folder.iterdir())
+            if held:
+                return f"no cell here, but {held} in {printable(folder)}: give --runs-root {printable(folder)}"
+    return f"no cell here, no folder with {', '.join(FILES)}"
+
+
+def read(args: Args, say: Callable[[str], None] = lambda _: None) -> Sweep:
+    """Read a sweep's cells and arrange their rollouts in panels.
+
+    `say` is told in words how far it is. Raises UsageError where a flag's value makes no sense, SweepError
+    where the data cannot give a figure; what is left out or unusual is in the notes of what it returns.
+    """
+    check_flags(args)
+    root = Path(args.runs_root)
     try:
         if not root.is_dir():
             raise SweepError(f"{printable(root)}: no such folder; --runs-root must name the folder of the cells")
-        entries = [root]
-        if not all((root / name).is_file() for name in FILES):
-            entries = [entry for entry in sorted(root.iterdir()) if entry.is_dir() or entry.is_symlink()]
+        rollouts, notes = read_cells(root, args, say)
+        name = printable(root.name or root.resolve().name)
     except OSError as error:
-        raise SweepError(f"{printable(root)}: {error.strerror}; --runs-root must be readable") from None
-    cells, others = [], []
-    for folder in entries:
-        if folder != root and folder.name.startswith(("_", ".")):
-            continue
-        with leaving_out(printable(folder.name), skip_bad, notes):
-            cell = read_calib(folder)
-            (cells if model_contains in cell.name or model_contains in cell.model else others).append(cell)
-    there = ", ".join(f"{cell.name} ({cell.model})" for cell in others)
-    where = printable(root)
-    if not cells and others:
-        raise SweepError(f"{where}: no folder name or model contains {model_contains!r}\nThe cells are: {there}")
-    if not cells:
-        raise SweepError(f"{where}: no cell with {', '.join(FILES)}\n{'; '.join(notes)}")
-    if others:
-        notes.take(f"Left out, neither folder name nor model contains {model_contains!r}: {there}", "INFO")
-    return cells
+        named = printable(error.filename or root)
+        raise SweepError(f"{named}: cannot be read ({error.strerror}); --runs-root must be readable") from None
+    cells = list(dict.fromkeys(r.cell for r in rollouts))
+    window = common_window(cells, args.window, notes)
+    rollouts = mark_copies(rollouts, args, notes)
+    panels = arranged(rollouts, args, notes)
+    return Sweep(args, name, window, cells, rollouts, panels, notes + findings(panels, args))
 
 
-@contextlib.contextmanager
-def leaving_out(name: str, skip_bad: bool, notes: Notes) -> Iterator[None]:
-    """Go on without a cell that is not usable or, if allowed, damaged; note why."""
-    try:
-        yield
-    except (NotUsable, Damaged) as error:
-        if isinstance(error, Damaged) and not skip_bad:
-            raise
-        notes.take(f"Left out `{name}`: {error.reason}")
-
-
-def common_window(cells: Sequence[Cell], asked: int | None, notes: Notes) -> int:
-    """The window to draw, in tokens. Raises SweepError if the cells have none or not the same."""
-    recorded = {cell.name: cell.window for cell in cells}
-    each = ", ".join(f"{name}: {window}" for name, window in recorded.items())
-    if asked is None:
-        if None in recorded.values() or len(set(recorded.values())) > 1:
-            raise SweepError(f"calib.json: the cells have no window in common; choose one with --window\n{each}")
-        return cells[0].window
-    shorter = [name for name, window in recorded.items() if window is not None and window < asked]
+def common_window(cells: Sequence[Cell], asked: int | None, notes: list[str]) -> int:
+    """The window to draw, in tokens, from the cells' own. Raises SweepError if they have none or not the same."""
+    window = asked or cells[0].window
+    if window is None or (not asked and {cell.window for cell in cells} != {window}):
+        each = several(f"{cell.name}: {cell.window}" for cell in cells)
+        raise SweepError(f"calib.json: the cells have no window in common; choose one with --window\n{each}")
+    shorter = [f"`{cell.name}`" for cell in cells if cell.window is not None and cell.window < window]
     if shorter:
-        notes.take(
-            f"--window {asked} is longer than the window of {', '.join(shorter)}: rollouts cut off there count as EOS"
-        )
-    return asked
+        text = f"--window {window} is longer than the window of {several(shorter)}: a rollout that reaches it is cut"
+        notes.append(f"{text} there, and censored")
+    return window
 
 
-def read_rollouts(
-    cells: Sequence[Cell],
-    metric: str,
-    wanted: Sequence[float],
-    skip_bad: bool,
-    observed: Callable[[Cell, Recorded], list[Rollout]],
-    notes: Notes,
-) -> tuple[list[Rollout], list[float]]:
-    """All rollouts of the cells at the wanted alphas, and the alphas to draw; what is left out is noted."""
-    rollouts, held, found = [], set(), set()
-    for cell in cells:
-        with leaving_out(cell.name, skip_bad, notes):
-            records, alphas = read_records(cell, metric, wanted, notes)
-            held |= alphas
-            if wanted and not alphas & set(wanted):
-                raise NotUsable(f"holds only alpha {listed(alphas)}")
-            for recorded in records:
-                found.add(recorded.alpha)
-                rollouts += observed(cell, recorded)
-    if not found:
-        raise SweepError(f"Nothing to draw, no cell has what was asked for\n{'; '.join(notes)}")
-    if set(wanted) - held:
-        notes.take(f"Asked for and in no cell: alpha {listed(set(wanted) - held)}")
-    if wanted and held - set(wanted):
-        notes.take(f"In the data and not asked for: alpha {listed(held - set(wanted))}", "INFO")
-    return rollouts, sorted(found | set(wanted))
+def arranged(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> list[Panel]:
+    """The panels, row by row; within a row one for each alpha that was found or asked for."""
+    found = {r.alpha for r in rollouts}
+    alphas = sorted(found | {alpha + 0.0 for alpha in args.alphas})
+    if {*alphas} - found:
+        notes.append(f"Asked for and in no cell: alpha {several(sorted({*alphas} - found))}")
+    digits = next(d for d in range(6, 18) if len({f"{alpha:.{d}g}" for alpha in alphas}) == len(alphas))
+    held = defaultdict(list)
+    for r in rollouts:
+        if args.keep_duplicates or not r.copy_of:
+            held[row_of(r.cell, args.rows), r.alpha].append(r)
+    rows = sorted({row for row, _ in held}, key=lambda row: (len(row) if args.rows == "seed" else 0, row))
+    return [Panel(row, a, f"{a:.{digits}g}", held[row, a], args.calib_tokens) for row in rows for a in alphas]
 
 
-def listed(alphas: Iterable[float]) -> str:
-    """The alphas in numeric order, for print."""
-    return ", ".join(f"{alpha:g}" for alpha in sorted(alphas))
+def row_of(cell: Cell, by: str | None) -> str:
+    """The row of panels that a cell belongs to, for print; "" if all are pooled."""
+    return "" if by is None else getattr(cell, "name" if by == "cell" else by)
+
+
+def mark_copies(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> list[Rollout]:
+    """Mark exact copies of a rollout in other cells of the same model and the same panel, and note them.
+
+    Greedy decoding ignores the seed, and at alpha 0 all methods share the base's rollout: counted again
+    they would narrow the survival band for nothing.
+    """
+    first: dict[tuple[Any, ...], Rollout] = {}
+    marked, copies = [], defaultdict(list)
+    total = Counter(r.cell.name for r in rollouts)
+    for r in rollouts:
+        original = first.setdefault((row_of(r.cell, args.rows), r.alpha, r.cell.model, r.prompt, r.recorded), r)
+        if original is not r:
+            copies[r.cell.name, original.cell.name].append(r.alpha)
+            r = replace(r, copy_of=original.cell.name)
+        marked.append(r)
+    each = []
+    for (name, original_name), alphas in copies.items():
+        where = "" if len(alphas) == total[name] else f", alpha {several(sorted({*alphas}))}"
+        each.append(f"{len(alphas)} of {total[name]} of `{name}` (those of `{original_name}` again{where})")
+    if each:
+        what = "kept (--keep-duplicates)" if args.keep_duplicates else "left out"
+        notes.append(f"Exact copies of rollouts, {what}: {several(each)}")
+    return marked
+
+
+def findings(panels: Sequence[Panel], args: Args) -> list[str]:
+    """What the panels pool, and what in their rollouts is not as it should be, with the panels and counts."""
+    notes = []
+    for kind in ("model", "method"):
+        held = [{getattr(r.cell, kind) for r in panel.rollouts} for panel in panels]
+        if max(map(len, held)) > 1:
+            pooled = sorted(set().union(*held))
+            notes.append(f"{len(pooled)} {kind}s pooled: {several(pooled)} (--rows {kind} separates them)")
+    back = [f"{p.name}: {p.ends['recovered']} of {p.n_deaths}" for p in panels if p.ends["recovered"] > p.n_deaths / 2]
+    if back:
+        what = "More than half of the deaths were above the threshold again later, perhaps noise of the probe"
+        notes.append(f"{what} ({several(back)})")
+    low, short = args.threshold, args.roll if args.edges == "pad" else 0
+    some = any(len(r.kl) >= short for panel in panels for r in panel.rollouts)
+    unsmoothed = "drawn unsmoothed" if some else "all of them: nothing is smoothed"
+    unusual: dict[str, Callable[[Rollout], Any]] = {
+        "Deaths without steering, the probe fails on the base model": lambda r: (
+            not r.alpha and r.fate.death is not None
+        ),
+        f"Rollouts shorter than --roll {short}, {unsmoothed}": lambda r: len(r.kl) < short,
+        "KL records cut short of their rollout, censored there": lambda r: r.cut,
+        "First below the threshold after what was observed, not counted as died": lambda r: (
+            r.fate.death is None and (r.pmass < low).any()
+        ),
+        "Rollouts without pmass at any fork, in no risk set": lambda r: r.fate.followed is None,
+        "Observed tokens whose KL is not finite, gaps": lambda r: (~np.isfinite(r.observed)).sum(),
+        "Observed tokens with a negative KL, below the axis": lambda r: (r.observed < -1e-3).sum(),
+    }
+    for what, count in unusual.items():
+        where = [f"{panel.name}: {k}" for panel in panels if (k := sum(map(count, panel.rollouts)))]
+        if where:
+            notes.append(f"{what} ({several(where)})")
+    return notes
 
 
 # --------------------------------------------------------------------------------------- the maths
@@ -510,23 +703,22 @@ def alive_mask(pmass: np.ndarray, forks: np.ndarray, threshold: float, n_tokens:
     Dead at t if pmass (F,) was below the threshold at any fork (F,) s <= t; NaN is no measurement.
     Returns bool (n_tokens,), true up to death and false from there on.
     """
-    return np.arange(n_tokens) < forks[pmass < threshold].min(initial=n_tokens)
+    first: int = forks[pmass < threshold].min(initial=n_tokens)
+    return np.arange(n_tokens) < first
 
 
-def window_sum(values: np.ndarray, width: int) -> np.ndarray:
-    """Sums of `width` neighbours: (n,) -> (n - width + 1,).
+def fate(pmass: np.ndarray, forks: np.ndarray, n_tokens: int, threshold: float, ended: bool) -> Fate:
+    """How a rollout of n_tokens observed tokens ended, from pmass (F,) at the forks (F,) s <= n_tokens.
 
-    Adds blocks of doubling length. A running total would be shorter, but would carry the rounding
-    error of a large KL into every later token.
+    `ended`: by EOS, or its record does, before the window. The fork at n_tokens is after the last token.
     """
-    total, start, block = np.zeros(len(values) - width + 1), 0, values
-    for size in (2**bit for bit in range(width.bit_length())):
-        if size > 1:
-            block = block[: -(size // 2)] + block[size // 2 :]
-        if width & size:
-            total += block[start : start + len(total)]
-            start += size
-    return total
+    death = int(alive_mask(pmass, forks, threshold, n_tokens + 1).sum())
+    seen = np.isfinite(pmass) & (forks <= n_tokens)
+    if death <= n_tokens:
+        recovered = bool((seen & (forks > death) & (pmass >= threshold)).any())
+        return Fate("died" if death < n_tokens else "died_last", death, recovered, death)
+    followed = int(forks[seen].max()) if seen.any() else None
+    return Fate("censored" if ended else "alive", None, False, followed)
 
 
 def rolling_mean(kl: np.ndarray, roll: int, edges: Literal["pad", "shrink"]) -> np.ndarray:
@@ -538,70 +730,74 @@ def rolling_mean(kl: np.ndarray, roll: int, edges: Literal["pad", "shrink"]) -> 
     finite = np.isfinite(kl)
     if roll == 1 or len(kl) == 0 or (edges == "pad" and len(kl) < roll):
         return np.where(finite, kl, np.nan)
-    mode = {"mode": "edge"} if edges == "pad" else {}  # shrink pads with zeros that do not count
-    total = window_sum(np.pad(np.where(finite, kl, 0.0), roll // 2, **mode), roll)
+
+    roll = min(roll, 2 * len(kl) + 1)  # a longer window holds no more
+
+    def sums(values: np.ndarray) -> np.ndarray:  # from a running total: exact to 1e-6 nats below MAX_KL
+        first, last = (values[0], values[-1]) if edges == "pad" else (0.0, 0.0)
+        ends = np.full(roll // 2, first), np.full(roll // 2, last)
+        total: np.ndarray = np.concatenate([[0.0], ends[0], values, ends[1]]).cumsum()
+        return (total[roll:] - total[:-roll])[: len(values)]
+
+    total = sums(np.where(finite, kl, 0.0))
     if edges == "pad" and finite.all():
-        return total[: len(kl)] / roll
-    count = window_sum(np.pad(finite.astype(float), roll // 2, **mode), roll)
-    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)[: len(kl)]
+        return total / roll
+    count = np.round(sums(finite.astype(float)))
+    return np.divide(total, count, out=np.full(len(kl), np.nan), where=count > 0)
 
 
-def p95(head: np.ndarray) -> float:
+def p95(values: np.ndarray) -> float:
     """numpy's linearly interpolated 95th percentile of the finite values; NaN if there are none."""
-    head = np.sort(head[np.isfinite(head)])  # np.percentile itself takes ten times as long on twenty values
-    return float(np.interp(0.95 * (len(head) - 1), np.arange(len(head)), head)) if len(head) else math.nan
+    values = np.sort(values[np.isfinite(values)])  # np.percentile itself takes ten times as long on twenty values
+    return float(np.interp(0.95 * (len(values) - 1), np.arange(len(values)), values)) if len(values) else math.nan
 
 
-def drawn_line(
-    kl: np.ndarray,
-    roll: int,
-    edges: Literal["pad", "shrink"],
-    normalize: bool,
-    calib_tokens: int,
-    calib_on: Literal["smoothed", "raw"],
-) -> tuple[np.ndarray, float]:
-    """The KL (L,) as it is drawn, and its scale in nats: (L,) and a float.
+def kaplan_meier(followed: np.ndarray, died: np.ndarray, forks: np.ndarray, weight: float = 1.0) -> Survival:
+    """Survival at the forks (k,) and its 95 % interval.
 
-    Without a usable scale the line is (0,) and the scale NaN; without normalisation the scale is 1.
+    followed (m,) in tokens, died bool (m,); whoever is censored at a token is still at risk there. `weight`
+    is how much of an independent observation each is; it widens the interval and leaves S as it is.
+
+    The interval is the beta product confidence procedure, by two moments: Fay, Brittain, Proschan (2013),
+    Biostatistics 14:723. It is defined everywhere, and without censoring it is Clopper and Pearson's.
     """
-    smooth = rolling_mean(kl, roll, edges)
-    if not normalize:
-        return smooth, 1.0
-    scale = p95((kl if calib_on == "raw" else smooth)[:calib_tokens])
-    return (smooth / scale, scale) if scale > MIN_SCALE else (smooth[:0], math.nan)
+    risk = at_risk(followed, forks)
+    deaths = (followed[died][:, None] == forks).sum(axis=0)
+    s = np.cumprod(1 - deaths / np.maximum(risk, 1))
+    risk, left = weight * risk, weight * (risk - deaths)
+    mean = np.cumprod((left + 1) / (risk + 1))  # of a product of Beta(left + 1, deaths)
+    square = np.cumprod((left + 1) * (left + 2) / ((risk + 1) * (risk + 2)))
+    high = beta_quantile(0.975, mean, square)
+    low = beta_quantile(0.025, mean * left / (left + 1), square * left / (left + 2))  # times Beta(left, 1)
+    return Survival(forks, s, low, high, followed)
 
 
-@dataclass(frozen=True)
-class Survival:
-    """Kaplan-Meier estimate at t = 0 and at each death, (k,) each; constant in between."""
+def beta_quantile(q: float, mean: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """The q-quantile of the beta distributions with these first two moments, (k,) each, to 1e-4.
 
-    t: np.ndarray
-    s: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def kaplan_meier(duration: np.ndarray, died: np.ndarray) -> Survival:
-    """Survival of right-censored rollouts with its 95 % log-log Greenwood interval.
-
-    duration (n,) in tokens, died bool (n,). Whoever is censored at a token is still at risk there.
-    Where S is 1 or 0 the interval is that point, as the log-log transform defines none.
-    Source: Kalbfleisch and Prentice, The Statistical Analysis of Failure Time Data (2002), 1.4.
+    By summing the density over a grid in log-odds. A mean of 0 or 1 is that point itself.
     """
-    t, deaths = np.unique(duration[died], return_counts=True)
-    risk = at_risk(duration, t)
-    s = np.cumprod(1 - deaths / risk)
-    inner = s > 0  # only the last can be 0
-    spread = Z95 * np.sqrt(np.cumsum(deaths[inner] / (risk[inner] * (risk[inner] - deaths[inner]))))
-    spread = np.exp(spread / -np.log(s[inner]))
-    low, high = np.zeros_like(s), np.zeros_like(s)
-    low[inner], high[inner] = s[inner] ** spread, s[inner] ** (1 / spread)
-    return Survival(np.r_[0, t], np.r_[1.0, s], np.r_[1.0, low], np.r_[1.0, high])
+    result = np.array(mean, dtype=float)
+    variance = square - mean * mean
+    spread = np.flatnonzero((variance > 1e-15) & (mean > 0))
+    if len(spread) == 0:
+        return result
+    pairs, inverse = np.unique(np.stack([mean, square], axis=1)[spread], axis=0, return_inverse=True)
+    m, variance = pairs[:, :1], pairs[:, 1:] - pairs[:, :1] ** 2
+    both = m * (1 - m) / variance - 1
+    a, b = m * both, (1 - m) * both
+    odds = np.log(a / b) + np.sqrt(1 / a + 1 / b) * np.linspace(-20, 20, 4001)
+    density = a * odds - both * np.logaddexp(0, odds)
+    total = np.cumsum(np.exp(density - density.max(axis=1, keepdims=True)), axis=1)
+    total -= np.diff(total, axis=1, prepend=0) / 2  # the trapezoid rule
+    at = [np.interp(q * row[-1], row, x) for row, x in zip(total, odds, strict=True)]
+    result[spread] = 1 / (1 + np.exp(-np.array(at)))[inverse.ravel()]
+    return result
 
 
-def at_risk(duration: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """How many of the durations (n,) reach the tokens t (k,): alive and running just before each. (k,)"""
-    return (duration[:, None] >= t).sum(axis=0)
+def at_risk(followed: np.ndarray, t: np.ndarray | Sequence[int]) -> np.ndarray:
+    """How many of the rollouts followed up to (m,) tokens are so to the tokens t (k,) or later. (k,)"""
+    return np.asarray((followed[:, None] >= np.asarray(t)).sum(axis=0))
 
 
 def running_median(lines: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -615,106 +811,94 @@ def running_median(lines: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]
     return np.take_along_axis(table, middle, axis=1).mean(axis=1, dtype=float), count
 
 
-def observe(
-    cell: Cell,
-    recorded: Recorded,
-    window: int,
-    threshold: float,
-    curve: Callable[[np.ndarray], tuple[np.ndarray, float]],
-) -> list[Rollout]:
-    """The rollouts of one cell at one alpha; `curve` turns KL (L,) into the drawn line and its scale."""
-    rollouts = []
-    columns = zip(recorded.kl, recorded.pmass, recorded.gen_len.tolist(), strict=True)
-    for prompt, (kl, pmass, gen_len) in enumerate(columns):
-        n_tokens = min(len(kl), gen_len, window)
-        alive = alive_mask(pmass, recorded.forks, threshold, n_tokens)
-        died = not alive.all()
-        fingerprint = hashlib.blake2b(repr((gen_len, len(kl))).encode(), digest_size=16)
-        for array in (recorded.forks, pmass, kl):
-            fingerprint.update(array.tobytes())
-        kl = np.where(np.abs(kl) <= MAX_KL, kl, np.nan)
-        observed = kl[:n_tokens][np.isfinite(kl[:n_tokens])]
-        line, scale = curve(kl)
-        rollouts.append(
-            Rollout(
-                cell=cell,
-                prompt=prompt,
-                alpha=recorded.alpha,
-                n_tokens=n_tokens,
-                death=int(alive.sum()) if died else None,
-                eos=gen_len < window,
-                late_drop=not died and bool((pmass[recorded.forks == n_tokens] < threshold).any()),
-                unmeasured=not np.isfinite(pmass[recorded.forks < n_tokens]).any(),
-                n_gaps=n_tokens - len(observed),
-                n_negative=int((observed < -1e-3).sum()),
-                kl_max=float(observed.max()) if len(observed) else math.nan,
-                scale=scale,
-                line=line[:n_tokens].astype(np.float32),
-                fingerprint=fingerprint.digest(),
-            )
-        )
-    return rollouts
+# --------------------------------------------------------------------------------------------- draw
 
-
-def mark_copies(rollouts: Iterable[Rollout], row_of: Callable[[Cell], str]) -> list[Rollout]:
-    """Mark exact copies of a rollout in other cells of the same model and the same panel.
-
-    Greedy decoding ignores the seed, and at alpha 0 all methods share the base's rollout: counted again
-    they would narrow the survival band for nothing.
-    """
-    first: dict[tuple, Rollout] = {}
-    marked = []
-    for r in rollouts:
-        key = (row_of(r.cell), r.alpha, r.cell.model, r.prompt, r.fingerprint)
-        original = first.setdefault(key, r)
-        marked.append(r if original is r else replace(r, copy_of=original.cell.name))
-    return marked
-
-
-# -------------------------------------------------------------------------------------- the panels
-
-ALIVE, DEAD, INK, BAND = "#0067A5", "#E8890C", "#111111", "#C9CDD2"
-STYLE = {
+Colour = tuple[float, float, float]
+ALIVE, DEAD, INK, BAND, PADDED = "#0067A5", "#E8890C", "#111111", "#7F858C", "#EDEEF0"
+TICKS = {"labelsize": 6.5, "major.size": 2.5, "major.width": 0.6, "major.pad": 2}
+STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
     "axes.labelsize": 7,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlepad": 3,
-    "axes.titlesize": 7,
     "legend.fontsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.pad": 2,
-    "ytick.major.pad": 2,
+    **{f"{axis}tick.{key}": size for axis in "xy" for key, size in TICKS.items()},
     "text.parse_math": False,  # names may hold a $
     "pdf.fonttype": 42,
     "svg.hashsalt": "spaghetti_kl_alive",  # the same input gives the same bytes
 }
-REFERENCE = {"color": INK, "linewidth": 0.7, "linestyle": (0, (4, 2))}
-EOS_MARK = {"marker": "|", "color": INK, "markersize": 5, "markeredgewidth": 0.8, "linestyle": "none"}
-DEATH_MARK = {"marker": "x", "color": "#7A3E00", "markersize": 3.2, "markeredgewidth": 0.8, "linestyle": "none"}
+REFERENCE: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (4, 2))}
+EOS_MARK: dict[str, Any] = {"marker": "|", "color": INK, "markersize": 5, "markeredgewidth": 0.8, "linestyle": "none"}
+DEATH_MARK: dict[str, Any] = {"marker": "x", "markersize": 3.4, "markeredgewidth": 0.9, "linestyle": "none"}
+MEDIAN: dict[str, Any] = {"color": INK, "linewidth": 1.1}
+SHARE: dict[str, Any] = {"color": INK, "linewidth": 0.8, "marker": "o", "markersize": 1.7, "markeredgewidth": 0}
 MAX_VERTICES = 1024  # of a line; a panel is a few hundred pixels wide
+# Lengths in inches on paper, text in points
+LINE, EDGE, LEFT, GAP = 0.145, 0.06, 0.57, 0.12  # a line of text; free at the page's edge, left of and between columns
+MAIN, SPACE, STRIP = 1.25, 0.07, 0.36  # heights of a panel's KL, of what separates it from its strip, and of that
+ROOM = 0.025  # of the token axis, free at both ends
+LOCK = threading.RLock()  # matplotlib's rcParams are the process's: one figure at a time
 
 
-@dataclass(frozen=True)
-class Look:
-    """What the flags say about the drawing."""
+def colours(palette: str | None) -> tuple[Colour, Colour]:
+    """The colours of alive and dead, RGB in [0, 1]. Raises UsageError for a palette that seaborn does not know."""
+    from matplotlib.colors import to_rgb
 
-    window: int  # tokens
-    threshold: float
-    normalize_kl: bool
-    calib_tokens: int
-    kl_log: bool
-    line_lw: float  # points
-    line_alpha: float | None
-    survival: bool
-    rows: str | None  # what each row of panels has in common
+    if palette is None:
+        return to_rgb(ALIVE), to_rgb(DEAD)
+    with warnings.catch_warnings():  # what it imports sets filters of its own
+        import seaborn
+    try:
+        alive, dead = seaborn.color_palette(palette, 2)
+    except Exception:  # a palette's name is a small language of its own, and its errors are of many kinds
+        known = "deep, muted, colorblind, Set2, Dark2, husl"
+        raise UsageError(f"--palette {palette!r} is none that seaborn knows; {known} are some") from None
+    return to_rgb(alive), to_rgb(dead)
+
+
+def mixed(colour: Colour, other: float, share: float) -> Colour:
+    """The colour with a share of white (1) or black (0)."""
+    r, g, b = ((1 - share) * c + share * other for c in colour)
+    return r, g, b
+
+
+def digits(value: float, n: int) -> str:
+    """The number with n <= 6 significant digits at most, and no exponent where a reader needs none."""
+    return f"{float(f'{value:.{n}g}'):g}"
+
+
+def panel_words(panel: Panel) -> list[tuple[str, str, str]]:
+    """The three title lines over a panel: strength, deaths, KL against the budget.
+
+    Each is the text on its left, that text's badge ("dead", "back", "over" or none), and the text on its right.
+    """
+    lines = [(f"α = {panel.label}", "", f"n = {panel.n}")]
+    if not panel.rollouts:
+        return lines
+    last, back, censored = panel.ends["died_last"], panel.ends["recovered"], panel.ends["censored"]
+    deaths = f"{panel.ends['died']}{f' + {last}' if last else ''} died{f', {back} back' if back else ''}"
+    badge = "" if not panel.n_deaths else "back" if 2 * back > panel.n_deaths else "dead"
+    eos = sum(r.eos for r in panel.rollouts if r.fate.end == "censored")
+    ended = [f"{k} {what}" for k, what in ((eos, "EOS"), (censored - eos, "cut")) if k]
+    no_line = f"{panel.n - len(panel.drawn)} no line" if 0 < len(panel.drawn) < panel.n else ""
+    kl = (budget_words(panel), "over" if panel.is_over else "") if panel.alpha else ("unsteered control", "")
+    return [*lines, (deaths, badge, ", ".join(ended)), (*kl, no_line)]
+
+
+def budget_words(panel: Panel) -> str:
+    """The panel's KL against its budget, in nats: "KL 1.7 ≤ 4", with the digits it takes to be true as printed.
+
+    Where cells' budgets differ, or the percentile is on the other side of the budget than the share of tokens
+    over it is of 5 %, the share: "7.1% over 1, 2".
+    """
+    value, over = panel.budget["kl_p95"], panel.budget["over_budget"]
+    for n in (2, 3, 4, 5, 6) if len(panel.budgets) == 1 else ():
+        ours, limit = digits(value, n), digits(panel.budgets[0], max(n, 3))
+        if ours != limit and (float(ours) > float(limit)) == panel.is_over:
+            return f"KL {ours} {'>' if panel.is_over else '≤'} {limit}"
+    return "KL –" if math.isnan(over) else f"{100 * over:.3g}% over {several([digits(b, 3) for b in panel.budgets], 3)}"
 
 
 def thinned(first: int, line: np.ndarray) -> np.ndarray:
@@ -734,238 +918,445 @@ def thinned(first: int, line: np.ndarray) -> np.ndarray:
     return np.stack([token + float(first), line[token]], axis=1)
 
 
-def stretches(rollouts: Iterable[Rollout]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The polylines, alive and dead: at most one of each per rollout, sharing the vertex at death."""
-    alive, dead = [], []
-    for r in rollouts:
-        if r.death is None:
-            alive.append(thinned(0, r.line))
-        else:
-            if r.death > 0:
-                alive.append(thinned(0, r.line[: r.death + 1]))
-            dead.append(thinned(r.death, r.line[r.death :]))
-    return [part for part in alive if len(part)], [part for part in dead if len(part)]
+def y_limit(panels: Sequence[Panel]) -> float:
+    """Upper limit shared by all panels: 1.4 times the 99th percentile of the drawn values >= 0, without the control."""
+    steered = [panel for panel in panels if panel.alpha] or panels
+    drawn = np.concatenate([r.line[r.line >= 0] for panel in steered for r in panel.rollouts] or [np.empty(0)])
+    return max(1e-3, 1.4 * float(np.percentile(drawn, 99, overwrite_input=True))) if len(drawn) else 1.1
 
 
-def y_limit(panels: Iterable[Panel]) -> float:
-    """Upper limit shared by all panels: 1.4 times the 99th percentile of the drawn values >= 0."""
-    lines = [line for panel in panels for line in panel.lines]
-    drawn, n = np.empty(sum(map(len, lines)), dtype=np.float32), 0
-    for line in lines:
-        valid = line[line >= 0]  # NaN is not
-        drawn[n : n + len(valid)] = valid
-        n += len(valid)
-    return max(1e-3, 1.4 * float(np.percentile(drawn[:n], 99, overwrite_input=True))) if n else 1.1
-
-
-def x_limit(panel: Panel, window: int) -> float:
-    """Right end of a panel's token axis: the longest rollout and a little room, 20 tokens, the window."""
-    return min(window, max(20.0, 1.02 * max((r.n_tokens for r in panel.rollouts), default=0)))
-
-
-def value_near(line: np.ndarray, t: int) -> float:
-    """The line's value at token t or, inside a gap, at the nearest token that has one; NaN if none has."""
-    finite = np.flatnonzero(np.isfinite(line))
-    return float(line[finite[np.abs(finite - t).argmin()]]) if len(finite) else math.nan
-
-
-def why_no_line(panel: Panel) -> str:
+def why_no_line(panel: Panel, top: float) -> str:
     """In words, why a panel shows no line; "" if it shows one."""
-    if panel.lines:
-        return ""
-    if not panel.rollouts:
-        return f"no rollouts at α = {panel.alpha:g}"
-    if all(r.n_tokens == 0 for r in panel.rollouts):
-        return "rollouts of 0 tokens"
-    if all(r.n_gaps == r.n_tokens for r in panel.rollouts):
-        return "no finite KL"
-    largest = max(r.kl_max for r in panel.rollouts if r.n_gaps < r.n_tokens)
-    if largest > MIN_SCALE:
-        return "no scale"
-    return "KL = 0: no scale" if largest == 0 else "KL ≤ 1e-8: no scale"
+    lines = [r.line for r in panel.drawn]
+    largest = max((float(np.nanmax(np.abs(r.observed), initial=-1)) for r in panel.rollouts), default=-1)
+    reasons = {
+        f"no rollouts at α = {panel.label}": not panel.rollouts,
+        "rollouts of 0 tokens": all(r.n_tokens == 0 for r in panel.rollouts),
+        "no finite KL": largest < 0,
+        "KL = 0: no line": largest == 0 and not lines,
+        "KL ≤ 1e-8: no line": largest <= MIN_SCALE and not lines,
+        f"no KL in the first\n{panel.calib_tokens} tokens: no scale": not lines,
+        "rollouts of 1 token": all(len(line) < 2 for line in lines),
+        "all lines above the axis": all(np.nanmin(line) > top for line in lines),
+        "all KL below 0": all(np.nanmax(line) < 0 for line in lines),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def draw_panel(ax: Axes, panel: Panel, top: float, look: Look) -> None:
-    """Draw one panel's rollouts, their median and the reference; `top` is the KL axis's limit."""
-    from matplotlib.collections import LineCollection
-
-    drawn = [r for r in panel.rollouts if len(r.line)]
-    alive, dead = stretches(drawn)
-    opacity = look.line_alpha or min(0.7, max(0.2, 8 / max(1, panel.n)))
-    for parts, colour, zorder in ((dead, DEAD, 2), (alive, ALIVE, 3)):
-        style = {"colors": colour, "linewidths": look.line_lw, "alpha": opacity, "zorder": zorder}
-        ax.add_collection(LineCollection(parts, joinstyle="bevel", **style), autolim=False)  # round joins cost a third
-    ends = [(r.n_tokens - 1, value_near(r.line, r.n_tokens - 1)) for r in drawn if r.eos]
-    deaths = [(r.death, value_near(r.line, r.death)) for r in drawn if r.death is not None]
-    for points, mark in ((ends, EOS_MARK), (deaths, DEATH_MARK)):
-        if points:  # one above the limit stands on it
-            x, y = np.array(points, dtype=float).T
-            ax.plot(x, np.minimum(y, top), clip_on=False, zorder=5, **mark)
-    if panel.lines:
-        median, count = running_median(panel.lines)
-        few = 2 * count < panel.n
-        for other, style in ((few, "-"), (~few, ":")):
-            ax.plot(np.where(other, np.nan, median), color=INK, linewidth=1.1, linestyle=style, zorder=4)
-    references = [1.0] if look.normalize_kl else panel.budgets()
-    for level in references:
-        ax.axhline(level, zorder=3.5, **REFERENCE)
-    notes = [f"reference {level:.3g} off-scale ↑" for level in references if level > top]
-    if 0 < len(panel.lines) < panel.n:
-        notes.append(f"{panel.n - len(panel.lines)} of {panel.n} without a line")
-    ax.text(0.98, 0.98, "\n".join(notes), transform=ax.transAxes, ha="right", va="top", size=6, zorder=6)
-    ax.text(0.5, 0.6, why_no_line(panel), transform=ax.transAxes, ha="center", va="center", size=6.5, style="italic")
+def padded_spans(panel: Panel, args: Args) -> list[tuple[int, int]]:
+    """The tokens at both ends of the longest rollout whose rolling mean holds repeated values."""
+    smoothed = [(r.n_tokens, len(r.kl)) for r in panel.rollouts if len(r.kl) >= args.roll and len(r.line)]
+    if args.edges != "pad" or args.roll == 1 or not smoothed:
+        return []
+    end, generated = max(smoothed)
+    spans = [(0, min(args.roll // 2, end)), (max(0, generated - args.roll // 2), end)]
+    return [(start, stop) for start, stop in spans if start < stop]
 
 
-def draw_survival(ax: Axes, panel: Panel, ticks: Sequence[int]) -> None:
-    """Draw S(t) with its band, and under each tick its token and the number still at risk there.
+def text_width(text: str, size: float = 7, bold: bool = False) -> float:
+    """The width of a line of text in inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
-    Band and numbers at risk as Morris et al. (2019), BMJ Open 9:e030215 (KMunicate), ask of such curves.
+    font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+
+
+def header_text(sweep: Sweep) -> str:
+    """What holds for all panels, and what the words over them mean."""
+    args, pieces = sweep.args, []
+    for kind in ("model", "method"):
+        names = list(dict.fromkeys(getattr(cell, kind) for cell in sweep.cells))
+        pooled = f"{kind}s pooled: " if len(names) > 1 and args.rows != "cell" else ""
+        pieces += [pooled + several(names, 4)] if args.rows != kind else []
+    smoothed = args.roll > 1 and any(len(r.kl) >= args.roll or args.edges == "shrink" for r in sweep.rollouts)
+    mean = f"mean of {args.roll} tokens, " + ("ends padded" if args.edges == "pad" else "fewer at the ends")
+    pieces += [f"window {sweep.window} tokens", mean if smoothed else "not smoothed"]
+    pieces.append("KL a ≤ b or a > b: 95th percentile of a panel's KL, and its budget α² · target KL, in nats")
+    words = " ".join(" ".join(line) for panel in sweep.panels for line in panel_words(panel))
+    meanings = {
+        "% over ": "c% over b: share of tokens above it",
+        " + ": "a + b died: b of them on their last token",
+        " back": "back: died, but above the threshold again later",
+        " cut": "cut: its record ends early",
+    }
+    return " · ".join(pieces + [meaning for sign, meaning in meanings.items() if sign in words])
+
+
+def token_ticks(longest: int, axis: float, widest: float) -> tuple[list[int], float]:
+    """3 to 6 round tokens for an axis of so many inches, and the inches that their labels need.
+
+    `widest`: the least width of a label, in inches.
     """
-    if panel.rollouts:
-        curve = panel.survival()
-        t = np.r_[curve.t, max(r.n_tokens for r in panel.rollouts)]
-        low, s, high = (np.r_[values, values[-1]] for values in (curve.low, curve.s, curve.high))
-        ax.fill_between(t, low, high, step="post", color=BAND, linewidth=0, zorder=1)
-        ax.step(t, s, where="post", color=INK, linewidth=0.9, zorder=2, clip_on=False)
-    ax.set_ylim(-0.03, 1.03)
-    ax.set_yticks([0, 1])
-    ax.set_xticks(ticks, labels=[f"{t}\n{k}" for t, k in zip(ticks, at_risk(panel.durations, ticks), strict=True)])
+    fitting = []
+    for step in (m * 10**e // 10 for e in range(1, 17) for m in (10, 20, 25, 50)):
+        ticks = list(range(0, longest + 1, step))
+        if 3 <= len(ticks) <= 6:
+            half = [max(widest, text_width(str(t), 6.5)) / 2 for t in ticks]
+            half[0], half[-1] = 2 * half[0], 2 * half[-1]  # the outermost lean inwards
+            need = 0.06 + max(np.add(half[:-1], half[1:]))
+            fitting.append((ticks, need * longest / step * (1 + 2 * ROOM)))
+    return next((fit for fit in fitting if fit[1] <= axis), min(fitting, key=lambda fit: fit[1]))
 
 
-def token_ticks(right: float, at_most: int) -> list[int]:
-    """A few round tokens from 0 to the right end of the axis."""
-    step = next(step for step in (m * 10**e for e in range(9) for m in (1, 2, 5)) if right / step < at_most)
-    return list(range(0, int(right) + 1, step))
+class Page(NamedTuple):
+    """Where everything stands, in inches, and what the panels share."""
+
+    args: Args
+    rows: list[list[Panel]]
+    colours: tuple[Colour, Colour]
+    header: list[str]  # lines
+    legend_columns: int
+    head: float  # height of header and legend
+    heights: list[float]  # of one row of panels: title, KL, space, strip, labels
+    width: float
+    height: float
+    column: float  # width of a panel
+    longest: int  # tokens
+    ticks: list[int]  # tokens
+    bottom: float  # KL, slightly below zero, so that a mark at zero is whole
+    top: float  # KL
 
 
-def draw_figure(rows: Sequence[Sequence[Panel]], look: Look) -> Figure:
-    """The whole figure: rows of panels, each with its survival strip, under one legend.
+def plan(sweep: Sweep) -> Page:
+    """Lay a sweep's panels out on a page that is as wide as their words and numbers need.
 
-    Sizes are inches on paper and text is 6 to 7 points, so that four columns fit a page's text width.
+    Raises SweepError where the page is larger than its file format holds.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    n_cols = max(map(len, rows))
-    width = max(3.4, 1.7 * n_cols + 0.4) if n_cols <= 4 else 7.2 + 0.6 * (n_cols - 4)
-    legend_rows = 3 if width < 3.6 else 2 if width < 6 else 1
-    left, gap, legend = 0.52, 0.12, 0.1 + 0.15 * legend_rows
-    column = (width - left - 0.02) / n_cols
-    above = 0.5 if look.rows else 0.32
-    main, space, strip, below = 1.25, 0.08, 0.36, 0.38
-    if not look.survival:
-        space, strip, below = 0, 0, 0.3
-    row_height = above + main + space + strip + below
-    height = legend + len(rows) * row_height
-    figure = Figure(figsize=(width, height))
-    top = y_limit(panel for row in rows for panel in row)
-
-    scale = f"p95 of the first {look.calib_tokens} tokens" if look.normalize_kl else "budget α² · target KL"
-    handles = [
-        Line2D([], [], color=ALIVE, linewidth=1.8, label=f"alive (pmass ≥ {look.threshold:g})"),
-        Line2D([], [], color=DEAD, linewidth=1.8, label="dead"),
-        Line2D([], [], label="death", **DEATH_MARK),
-        Line2D([], [], label="EOS", **EOS_MARK),
-        Line2D([], [], color=INK, linewidth=1.1, label="median (dotted: < half left)"),
-        Line2D([], [], label=scale, **REFERENCE),
-    ]
-    figure.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 1 - 0.04 / height),
-        ncols=-(-len(handles) // legend_rows),
-        frameon=False,
-        borderaxespad=0,
-        columnspacing=1.2,
-        handlelength=1.5,
-        handletextpad=0.5,
-        labelspacing=0.3,
+    args, panels = sweep.args, sweep.panels
+    if args.rows:
+        rows = [[p for p in panels if p.row == row] for row in dict.fromkeys(p.row for p in panels)]
+    else:  # in balanced rows: up to 6 in one, else those that leave the fewest empty places, wider first
+        n = len(panels)
+        ncols = args.ncols or (n if n <= 6 else min((6, 5, 4, 3), key=lambda columns: -n % columns))
+        rows = [panels[i : i + ncols] for i in range(0, n, ncols)]
+    n_columns = max(map(len, rows))
+    paper, share = (3.3, n_columns) if n_columns <= 2 else (6.8, max(4, n_columns))  # a column of a paper, or its page
+    words = {line for panel in panels for line in panel_words(panel)}
+    title = max(text_width(left, bold=True) + text_width(right) + 0.14 for left, _, right in words)
+    column = max(title, (paper - LEFT - EDGE + GAP) / share - GAP)
+    longest = max([20, *(r.n_tokens for panel in panels for r in panel.rollouts)])
+    ticks, need = token_ticks(longest, column, text_width(str(max(p.n for p in panels)), 6.5) * args.survival)
+    column = max(column, need)
+    width = LEFT + n_columns * (column + GAP) - GAP + EDGE
+    header = header_text(sweep)
+    letters = int(0.92 * len(header) * (width - 2 * EDGE) / text_width(header))
+    lines = textwrap.wrap(header, letters, break_on_hyphens=False)
+    legend_columns = max(1, int(width / 1.62))
+    head = 2 * EDGE + (len(lines) + 0.9 * -(-9 // legend_columns)) * LINE
+    heights = [MAIN, SPACE, STRIP, 0.36] if args.survival else [MAIN, 0, 0, 0.26]
+    heights = [(5.1 if args.rows else 3.6) * LINE, *heights]
+    height = head + len(rows) * sum(heights)
+    check_size(width, height, args)
+    top = y_limit(panels)
+    bottom = -0.03 * (min(0.1, top) if args.kl_log else top)
+    shades = colours(args.palette)
+    return Page(
+        args, rows, shades, lines, legend_columns, head, heights, width, height, column, longest, ticks, bottom, top
     )
 
-    def axes_at(j: int, y: float, h: float) -> Axes:
-        return figure.add_axes(((left + j * column) / width, y / height, (column - gap) / width, h / height))
 
-    for i, row in enumerate(rows):
-        bottom = height - legend - i * row_height - above - main
-        for j, panel in enumerate(row):
-            right = x_limit(panel, look.window)
-            ticks = token_ticks(right, 3 if column < 1.3 else 4)
-            ax = lowest = axes_at(j, bottom, main)
-            draw_panel(ax, panel, top, look)
-            if look.kl_log:
-                ax.set_yscale("symlog", linthresh=0.1)
-                ax.yaxis.set_major_formatter(lambda kl, _: f"{kl:g}" if kl >= 0 else "")
-            ax.set(xlim=(0, right), ylim=(-0.02 * (min(0.1, top) if look.kl_log else top), top))
-            ax.annotate(f"α = {panel.alpha:g}", (0, 1), (0, 12), "axes fraction", "offset points", weight="bold")
-            ax.annotate(f"n = {panel.n}", (1, 1), (0, 12), "axes fraction", "offset points", ha="right")
-            ax.set_title(f"{panel.n_died} died, {panel.n_censored} censored", loc="left")
-            if look.survival:
-                ax.set_xticks(ticks, labels=[])
-                lowest = axes_at(j, bottom - space - strip, strip)
-                lowest.set_xlim(0, right)
-                draw_survival(lowest, panel, ticks)
-            else:
-                ax.set_xticks(ticks)
-            if j > 0:
-                ax.tick_params(labelleft=False)
-                lowest.tick_params(labelleft=False)
-                continue
-            label_x = -(left - 0.14) / (column - gap)
-            ax.set_ylabel(f"KL / p95(KL[:{look.calib_tokens}])" if look.normalize_kl else "KL (nats)")
-            ax.yaxis.set_label_coords(label_x, 0.5)
-            words = "token\nat risk" if look.survival else "token"
-            lowest.annotate(words, (0, 0), (-9, -4.6), "axes fraction", "offset points", ha="right", va="top", size=6.5)
-            if look.survival:
-                lowest.set_ylabel("S")
-                lowest.yaxis.set_label_coords(label_x, 0.5)
-            if look.rows:
-                name = f"{look.rows}: {panel.row}"
-                ax.annotate(name, (0, 1), (-27, 26), "axes fraction", "offset points", weight="bold")
+def check_size(width: float, height: float, args: Args) -> None:
+    """Raise SweepError where a page of this size in inches is larger than its file format holds."""
+    pixels = [math.ceil(side * args.dpi) for side in (width, height)]
+    png = "png" in args.formats and (max(pixels) >= 2**16 or math.prod(pixels) > 4e8)
+    if png or ("pdf" in args.formats and max(width, height) > 200):
+        limit = (
+            "a PNG can hold (65535 a side, 400 million in all)" if png else "a PDF page can hold (200 inches a side)"
+        )
+        size = f"{pixels[0]} x {pixels[1]} pixels, {width:.0f} x {height:.0f} inches"
+        advice = "use fewer --alphas, --no-survival, another --ncols, fewer --rows or a lower --dpi"
+        raise SweepError(f"the figure would be {size}, more than {limit}\n{advice}")
+
+
+def draw_head(figure: Figure, page: Page) -> None:
+    """The header's lines and the legend under them."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    for i, line in enumerate(page.header):
+        figure.text(EDGE, page.height - EDGE - (i + 0.8) * LINE, line, transform=figure.dpi_scale_trans)
+    (alive, dead), args = page.colours, page.args
+    reference = f"p95 of the first {args.calib_tokens} tokens" if args.normalize_kl else "budget"
+    lines: dict[str, dict[str, Any]] = {
+        f"alive (pmass ≥ {args.threshold:g})": {"color": alive, "linewidth": 1.8},
+        "dead": {"color": dead, "linewidth": 1.8},
+        "death": DEATH_MARK | {"color": mixed(dead, 0, 0.5)},
+        "EOS": EOS_MARK,
+        "median (dotted: < half left)": MEDIAN,
+        reference: REFERENCE,
+    }
+    lines |= {"share alive, at forks": SHARE} if args.survival else {}
+    handles: list[Any] = [Line2D([], [], label=label, **look) for label, look in lines.items()]
+    if args.survival:
+        handles.append(Patch(facecolor=BAND, alpha=0.45, label="its 95 % interval"))
+    if any(padded_spans(panel, args) for row in page.rows for panel in row):
+        handles.append(Patch(facecolor=PADDED, label="ends padded (early too)"))
+    look: dict[str, Any] = {"frameon": False, "borderaxespad": 0, "borderpad": 0, "labelspacing": 0.35}
+    look |= {"columnspacing": 1.2, "handlelength": 1.5, "handletextpad": 0.5, "ncols": page.legend_columns}
+    place = (EDGE / page.width, 1 - (1.5 * EDGE + len(page.header) * LINE) / page.height)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, **look)
+
+
+def draw_title(ax: Axes, panel: Panel, page: Page) -> None:
+    """The three lines over a panel."""
+    dead = page.colours[1]
+    on_dead = INK if np.dot(dead, (0.3, 0.6, 0.1)) > 0.45 else "white"
+    boxes = {"dead": (dead, dead, on_dead), "back": ("white", dead, INK), "over": (INK, INK, "white")}
+    for i, (left, badge, right) in enumerate(panel_words(panel)):
+        y = 72 * LINE * (2.3 - i)
+        look: dict[str, Any] = {"weight": "bold" if badge or i == 0 else "normal"}
+        if badge:
+            face, edge, ink = boxes[badge]
+            look |= {"color": ink, "bbox": {"boxstyle": "square,pad=0.14", "fc": face, "ec": edge, "lw": 0.8}}
+        ax.annotate(left, (0, 1), (1.5 * bool(badge), y), "axes fraction", "offset points", **look)
+        if right:
+            ax.annotate(right, (1, 1), (0, y), "axes fraction", "offset points", ha="right")
+
+
+def draw_lines(ax: Axes, panel: Panel, page: Page) -> None:
+    """Each rollout as an alive and a dead polyline, in an order that has nothing to do with how it ended.
+
+    Over them the median over the lines that run at a token, dotted where fewer than half of all lines do.
+    """
+    from matplotlib.collections import LineCollection
+
+    parts, shades = [], []
+    for i in np.random.default_rng(0).permutation(panel.n):
+        line, death = panel.rollouts[i].line, panel.rollouts[i].fate.death
+        cut = len(line) if death is None else death
+        for start, stop, shade in ((0, cut + 1 if cut else 0, page.colours[0]), (cut, len(line), page.colours[1])):
+            if start < min(stop, len(line)):  # the two share the vertex of death
+                parts.append(thinned(start, line[start:stop]))
+                shades.append(shade)
+    opacity = page.args.line_alpha or min(0.8, max(0.02, 16 / panel.n))
+    style: dict[str, Any] = {"linewidths": page.args.line_lw, "alpha": opacity, "zorder": 2}
+    lines = LineCollection(parts, colors=shades, joinstyle="bevel", **style)  # round joins cost a third
+    ax.add_collection(lines, autolim=False)
+    if len(panel.drawn) >= 3:
+        median, count = running_median([r.line for r in panel.drawn])
+        few = 2 * count < len(panel.drawn)
+        for other, dash in ((few, "-"), (~few, ":")):
+            ax.plot(np.where(other, np.nan, median), linestyle=dash, zorder=4, **MEDIAN)
+
+
+def draw_marks(ax: Axes, panel: Panel, page: Page) -> None:
+    """A cross where a rollout died, a tick where it reached EOS; the more of them, the smaller and fainter."""
+    ends = [(r.line, r.n_tokens - 1) for r in panel.drawn if r.eos]
+    deaths = [(r.line, min(r.fate.death, r.n_tokens - 1)) for r in panel.drawn if r.fate.death is not None]
+    share = min(1.0, math.sqrt(32 / max(1, len(ends) + len(deaths))))
+    scale = ax.yaxis.get_transform()
+    low, high = scale.transform(np.array([page.bottom, page.top]))
+    edges = scale.inverted().transform(np.array([low + 0.03 * (high - low), high - 0.03 * (high - low)]))
+    for points, mark in ((ends, EOS_MARK), (deaths, DEATH_MARK | {"color": mixed(page.colours[1], 0, 0.5)})):
+        finite = [np.flatnonzero(np.isfinite(line)) for line, _ in points]  # inside a gap, at the nearest value
+        y = [line[k[np.abs(k - t).argmin()]] for (line, t), k in zip(points, finite, strict=True)]
+        look = mark | {"markersize": mark["markersize"] * max(0.4, share), "alpha": max(0.3, share)}
+        ax.plot([t for _, t in points], np.clip(y, *edges), zorder=5, **look)  # one beyond the axis stands at its edge
+
+
+def draw_reference(ax: Axes, panel: Panel, page: Page) -> None:
+    """The dashed line at what the panel's KL is measured against, and what it is worth."""
+    levels = [1.0] if page.args.normalize_kl else panel.budgets
+    words = f"1 = {digits(panel.budget['scale'], 2)} nats" if page.args.normalize_kl else ""
+    off = [digits(level, 3) for level in levels if level > page.top]
+    if off:
+        words = f"{words or f'budget {several(off, 3)}'}: off-scale ↑"
+    for level in levels:
+        if level <= page.top:
+            ax.axhline(level, zorder=3.5, **REFERENCE)
+    high = bool(off) or max(levels, default=0) > 0.86 * page.top
+    look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "top" if high else "bottom"}
+    look |= {"bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75}, "size": 6, "zorder": 6}
+    if words:
+        ax.text(0.99, 0.98 * page.top if high else levels[0] + 0.01 * page.top, words, **look)
+
+
+def draw_panel(ax: Axes, panel: Panel, page: Page) -> None:
+    """One panel's KL. What a panel shows is added here."""
+    from matplotlib.ticker import MaxNLocator
+
+    if page.args.kl_log:
+        ax.set_yscale("symlog", linthresh=0.1)
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.set_ylim(page.bottom, page.top)
+    draw_title(ax, panel, page)
+    if panel.drawn:
+        for start, stop in padded_spans(panel, page.args):
+            ax.axvspan(start, stop, color=PADDED, linewidth=0, zorder=0.5)
+        draw_lines(ax, panel, page)
+        draw_marks(ax, panel, page)
+        draw_reference(ax, panel, page)
+    reason = why_no_line(panel, page.top)
+    ax.text(0.5, 0.55, reason, transform=ax.transAxes, ha="center", va="center", size=6.5, style="italic", zorder=6)
+
+
+def draw_strip(ax: Axes, panel: Panel, page: Page) -> None:
+    """Share alive, light colours below and above, with its interval and a dot at each fork.
+
+    Between two forks the interval runs from the next one's lower limit to the previous one's upper limit, as
+    death is seen only at forks. Band and numbers at risk as KMunicate asks: Morris et al. (2019), BMJ Open 9:e030215.
+    """
+    from matplotlib.collections import PolyCollection
+
+    ax.set(ylim=(-0.06, 1.06), yticks=[0, 1])
+    curve = panel.survival
+    if len(curve.forks) == 0:
+        return
+    t = np.r_[0, np.repeat(curve.forks, 2)]  # before and after each fork
+    s, high = (np.r_[1, 1, np.repeat(values, 2)[:-1]] for values in (curve.s, curve.high))
+    low = np.r_[np.repeat(curve.low, 2), curve.low[-1:]]
+    alive, dead = (mixed(colour, 1, 0.72) for colour in page.colours)
+    areas = ((0 * s, s, alive, 1.0), (s, 0 * s + 1, dead, 1.0), (low, high, BAND, 0.45))
+    for zorder, (below, above, colour, opacity) in enumerate(areas):
+        outline = np.stack([np.r_[t, t[::-1]], np.r_[below, above[::-1]]], axis=1)
+        area = PolyCollection([outline], facecolors=colour, alpha=opacity, linewidths=0, zorder=1 + zorder / 4)
+        ax.add_collection(area, autolim=False)
+    ax.plot(t, s, zorder=3, clip_on=False, markevery=slice(2, None, 2), **SHARE)
+
+
+def draw_labels(ax: Axes, lowest: Axes, panel: Panel, page: Page) -> None:
+    """Round tokens under a panel, with how many are at risk there, and left of a row's first panel what they are."""
+    args, labels = page.args, [str(t) for t in page.ticks]
+    if args.survival:
+        last = panel.survival.forks.max(initial=-1)
+        risk = at_risk(panel.survival.followed, page.ticks)
+        labels = [f"{t}\n{k if t <= last else '–'}" for t, k in zip(page.ticks, risk, strict=True)]
+    lowest.set_xticks(page.ticks, labels=labels)
+    texts = lowest.get_xticklabels()  # the outermost lean inwards
+    texts[0].set_horizontalalignment("left")
+    if page.longest - page.ticks[-1] < 0.1 * page.longest:
+        texts[-1].set_horizontalalignment("right")
+    ax.yaxis.set_major_formatter(lambda kl, _: f"{kl:g}")
+    first = any(panel is row[0] for row in page.rows)
+    for axes in {ax: 0, lowest: 0}:
+        axes.set_xlim(-ROOM * page.longest, (1 + ROOM) * page.longest)
+        axes.tick_params(labelleft=first, labelbottom=axes is lowest)
+        axes.yaxis.set_label_coords((0.17 - LEFT) / page.column, 0.5)
+    if first:
+        lowest.set_ylabel("alive")
+        ax.set_ylabel(f"KL / p95(KL[:{args.calib_tokens}])" if args.normalize_kl else "KL (nats)")
+        words = "token\nat risk" if args.survival else "token"
+        lowest.annotate(words, (0, 0), (-9, -4.6), "axes fraction", "offset points", ha="right", va="top", size=6.5)
+    if first and args.rows:
+        place = (72 * (EDGE - LEFT), 72 * LINE * 3.6)
+        ax.annotate(f"{args.rows}: {panel.row}", (0, 1), place, "axes fraction", "offset points", weight="bold", size=8)
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """matplotlib as this script wants it, whatever the user's matplotlibrc; as it was on leaving."""
+    import matplotlib
+
+    with LOCK, matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]  # its keys are literals
+        yield
+
+
+def draw(sweep: Sweep, say: Callable[[str], None] = lambda _: None) -> Figure:
+    """The figure of a sweep: rows of panels, each with its strip, under a header and a legend; sizes as on paper.
+
+    `say` is told in words how far it is. Raises SweepError where it would be larger than its formats hold.
+    """
+    from matplotlib.figure import Figure
+
+    with styled():
+        page = plan(sweep)
+        figure = Figure(figsize=(page.width, page.height))
+        draw_head(figure, page)
+        n_rows, n_columns = len(page.rows), max(map(len, page.rows))
+        grid = figure.add_gridspec(5 * n_rows, n_columns, height_ratios=page.heights * n_rows)
+        sides = {"left": LEFT / page.width, "right": 1 - EDGE / page.width, "top": 1 - page.head / page.height}
+        grid.update(hspace=0, wspace=GAP / page.column, bottom=0, **sides)
+        for i, row in enumerate(page.rows):
+            for j, panel in enumerate(row):
+                say(f"drawing panel {i * n_columns + j + 1} of {len(sweep.panels)}")
+                ax = lowest = figure.add_subplot(grid[5 * i + 1, j])
+                draw_panel(ax, panel, page)
+                if page.args.survival:
+                    lowest = figure.add_subplot(grid[5 * i + 3, j])
+                    draw_strip(lowest, panel, page)
+                    ax.set_xticks(page.ticks)
+                draw_labels(ax, lowest, panel, page)
     return figure
 
 
-# ------------------------------------------------------------------------------ the table, the files
+# -------------------------------------------------------------------------------------------- write
 
 
-def summary_rows(panels: Iterable[Panel], look: Look) -> list[dict[str, str]]:
-    """The table's rows, one per panel, as printed."""
-    rows = []
-    for panel in panels:
-        curve = panel.survival()
-        deaths = [r.death for r in panel.rollouts if r.death is not None]
-        s, low, high = curve.s[-1], curve.low[-1], curve.high[-1]
-        rows.append(
-            {
-                "alpha": f"{panel.alpha:g}",
-                "n": str(panel.n),
-                "n_died": str(panel.n_died),
-                "n_censored": str(panel.n_censored),
-                "S_end": f"{s:.3f}" if panel.n else "–",
-                "S_end_95ci": f"[{low:.3f}, {high:.3f}]" if 0 < s < 1 else "–",
-                "median_death": f"{np.median(deaths):g}" if deaths else "none",
-                "at_risk_end": str(at_risk(panel.durations, [look.window])[0]),
-                "no_scale": str(sum(math.isnan(r.scale) for r in panel.rollouts)),
-            }
-        )
-    return rows
+def alive_row(panel: Panel) -> dict[str, str]:
+    """Is the model still alive? A panel's row of that table, as printed."""
+    names = ("n_died", "n_censored", "n_died_last", "n_alive", "n_recovered")
+    row = {"n": str(panel.n)} | {name: str(panel.ends[name.removeprefix("n_")]) for name in names}
+    forks, s, low, high, _ = panel.survival
+    halved = forks[s <= 0.5 + 1e-9]
+    ends = {"S_end": s, "S_end_low": low, "S_end_high": high}
+    row |= {name: f"{values[-1]:.3f}" if len(forks) else "–" for name, values in ends.items()}
+    at, half = (str(where[k]) if len(where) else "–" for where, k in ((forks, -1), (halved, 0)))
+    return row | {"S_end_at": at, "median_survival": half}
 
 
-def summary_text(title: str, panels: Sequence[Panel], look: Look, notes: Iterable[str]) -> str:
-    """The markdown summary: a pipe table with a row per panel, its columns explained, and the notes."""
+def budget_row(panel: Panel) -> dict[str, str]:
+    """Does the KL stay within the budget? A panel's row of that table, as printed."""
+    row = {"budget": ", ".join(f"{budget:.7g}" for budget in panel.budgets) or "–"}
+    for name, value in panel.budget.items():
+        text = str(value) if isinstance(value, int) else digits(value, 4)
+        row[name] = "–" if math.isnan(value) else f"{100 * value:.3g}%" if name == "over_budget" else text
+    return row
+
+
+def threshold_row(panel: Panel, threshold: float) -> dict[str, str]:
+    """How many deaths there are, last token included, at the threshold and around it; as printed."""
+    lowest = [np.fmin.reduce(r.pmass[r.forks <= r.n_tokens], initial=1.0) for r in panel.rollouts]  # but for NaN
+    levels = [round(threshold + step, 10) for step in (-0.1, -0.05, 0, 0.05, 0.1)]
+    return {f"{level:g}": str(sum(low < level for low in lowest)) for level in levels if 0 < level <= 1}
+
+
+def summary_text(sweep: Sweep) -> str:
+    """The markdown summary: three pipe tables with a row per panel, their columns explained, and the notes."""
     from tabulate import tabulate
 
-    rows = summary_rows(panels, look)
-    if look.rows:
-        rows = [{look.rows: p.row.replace("|", "\\|")} | row for p, row in zip(panels, rows, strict=True)]
-    table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True, stralign="right")
-    return f"""# KL(steered || base) and survival: {title}
+    args = sweep.args
 
-{table}
+    def pipe(row_of: Callable[[Panel], dict[str, str]]) -> str:
+        names = [{args.rows: p.row.replace("|", "\\|")} if args.rows else {} for p in sweep.panels]
+        rows = [name | {"alpha": p.label} | row_of(p) for name, p in zip(names, sweep.panels, strict=True)]
+        return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True, stralign="right")
 
-`n` = `n_died` + `n_censored` (ended by EOS, alive) + alive at the end of the window. `S_end`: Kaplan-Meier
-survival at the end, with its 95 % log-log Greenwood interval (none is defined where S is 1 or 0).
-`median_death`: token, over the rollouts that died. `at_risk_end`: alive and still running at the end of the
-window. `no_scale`: rollouts whose KL has no scale; they have no line, but count everywhere else.
+    cells = [
+        f"`{c.name}` ({c.model}, {c.method}, seed {c.seed}, layer {c.layer}, c_star {c.c_star})" for c in sweep.cells
+    ]
+    notes = [f"Cells used: {several(cells)}", *sweep.notes, f"Settings: {sweep.settings()}"]
+    return f"""# KL(steered || base) and survival: {sweep.name}
+
+## Is the model still alive?
+
+{pipe(alive_row)}
+
+A rollout is dead from the first fork on at which `{args.metric}` is below {args.threshold:g}.
+`n` = `n_died` + `n_died_last` (at the fork after their last token) + `n_censored` (alive at EOS, or where their
+record ends) + `n_alive` (at the end of the window). `n_recovered`: of those that died, how many were at or above
+the threshold again at a later fork; so many deaths may be noise of the probe. `S_end`: Kaplan-Meier survival at
+the last fork measured, token `S_end_at`; `S_end_low` to `S_end_high` is its 95 % beta product confidence interval,
+whose evidence is prompts. `median_survival`: first token at which S ≤ 0.5.
+
+## Does the KL stay within the budget?
+
+{pipe(budget_row)}
+
+In nats, of the KL as recorded. `budget`: alpha² · target_kl. `kl_p95`: 95th percentile over all observed tokens of
+all rollouts; `kl_p95_head`: over the first {args.calib_tokens} of each. `over_budget`: share of tokens above their
+cell's budget; a panel is over where it exceeds 5 %. `died_within`: deaths (last token included) of rollouts whose own
+95th percentile is within the budget. `kl_median`: over all tokens. `scale`: median of the rollouts' scales, what 1 on
+the normalised axis is worth. `no_scale`: rollouts without one; normalised they have no line, but count elsewhere.
+
+## How much hangs on the threshold?
+
+{pipe(lambda panel: threshold_row(panel, args.threshold))}
+
+Deaths (`n_died` + `n_died_last`) at the threshold and around it.
 
 ## Notes
 
@@ -973,242 +1364,177 @@ window. `no_scale`: rollouts whose KL has no scale; they have no line, but count
 """
 
 
-CSV_COLUMNS = ["cell", "prompt", "alpha", "observed_tokens", "death_token", "censored", "scale_nats", "kl_max_nats"]
-CSV_COLUMNS += ["line_max", "line_max_token", "line_end", "left_out_as_copy_of"]
+def terminal_text(sweep: Sweep) -> str:
+    """The first two tables for a terminal of 80 columns: a column per alpha, up to 8 side by side."""
+    from tabulate import tabulate
+
+    blocks = []
+    for title, row_of in (("Is the model still alive?", alive_row), ("KL within the budget? (nats)", budget_row)):
+        for row in dict.fromkeys(panel.row for panel in sweep.panels):
+            held = [{"alpha": p.label} | row_of(p) for p in sweep.panels if p.row == row]
+            for i in range(0, len(held), 8):
+                table = [[name, *(cells[name] for cells in held[i : i + 8])] for name in held[0]]
+                text = tabulate(table, tablefmt="plain", disable_numparse=True, stralign="right")
+                blocks.append(f"{title}{f'  {sweep.args.rows}: {row}' if row else ''}\n{text}")
+    return "\n\n".join(blocks)
 
 
-def rollouts_csv(rollouts: Iterable[Rollout]) -> str:
-    """A row per rollout that was read: where it is from, what became of it, and where to find its line."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+def rollouts_csv(rollouts: Sequence[Rollout]) -> str:
+    """A row per rollout that was read, copies included: what became of it, and where to find its line."""
+    rows = []
     for r in rollouts:
-        drawn = r.line[np.isfinite(r.line)]
+        drawn = np.flatnonzero(np.isfinite(r.line))
         peak = int(np.nanargmax(r.line)) if len(drawn) else None  # csv writes None as an empty field
-        place = (r.line[peak], peak, drawn[-1]) if len(drawn) else (math.nan, None, math.nan)
-        row = [r.cell.name, r.prompt, r.alpha, r.n_tokens, r.death, int(r.censored), r.scale, r.kl_max, *place]
-        fields = [("" if math.isnan(v) else f"{v:.6g}") if isinstance(v, (float, np.floating)) else v for v in row]
-        writer.writerow([*fields, r.copy_of])
+        row: dict[str, Any] = {
+            "cell": r.cell.name,
+            "prompt": r.prompt,
+            "alpha": f"{r.alpha:.12g}",
+            "observed_tokens": r.n_tokens,
+            "end": r.fate.end,
+            "eos": int(r.eos),
+            "death_token": r.fate.death,
+            "recovered": int(r.fate.recovered),
+            "kl_p95_nats": r.kl_p95,
+            "budget_nats": r.budget,
+            "budget_kept": "" if math.isnan(r.budget + r.kl_p95) else "over" if r.above_budget(r.kl_p95) else "within",
+            "scale_nats": r.scale,
+            "line_max": math.nan if peak is None else float(r.line[peak]),
+            "line_max_token": peak,
+            "line_end": float(r.line[drawn[-1]]) if len(drawn) else math.nan,
+            "copy_of": r.copy_of,
+        }
+        floats = {name: "" if math.isnan(v) else f"{v:.6g}" for name, v in row.items() if isinstance(v, float)}
+        rows.append(row | floats)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
-@contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """matplotlib as this script wants it, whatever backend, matplotlibrc and home folder the user has."""
-    os.environ["MPLBACKEND"] = "agg"
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        yield
+def out_folder(args: Args) -> Path:
+    """The folder to write to, by default named as the sweep's was given: as a link, not as its target."""
+    root = Path(args.runs_root)
+    name = root.name if root.name not in ("", "..") else root.resolve().name
+    return Path("figs") / f"{name}_kl_alive" if args.out is None else Path(args.out)
 
 
-def rendered(figure: Figure, file_format: str, dpi: int) -> bytes:
-    """The figure as a file's content, without dates."""
-    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    content = io.BytesIO()
-    figure.savefig(content, format=file_format, dpi=dpi, metadata=undated[file_format])
-    return content.getvalue()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing into the folder meanwhile, where the file system knows locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def write_files(out: Path, contents: dict[str, bytes]) -> None:
-    """Write all files or none: each beside its target, then renamed onto it. Raises OSError."""
+def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
+    """Write all files, each beside its target, then rename them onto their targets. Raises OSError."""
     out.mkdir(parents=True, exist_ok=True)
     for name in contents:
         if (out / name).is_dir():
-            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
-    with locked(out):
-        for stale in out.glob(".kl_alive_*.part"):  # of a run that was killed
-            stale.unlink(missing_ok=True)
-        parts = {name: out / f".{name}.{os.getpid()}.part" for name in contents}
-        try:
-            for name, part in parts.items():
-                part.write_bytes(contents[name])
-            for name, part in parts.items():
-                part.replace(out / name)
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
+            raise IsADirectoryError(21, f"{name} is a folder")
+    for stale in out.glob(".kl_alive_*.part"):  # of a run that was killed; one that runs needs its own for a moment
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > 60:
+                stale.unlink()
+    parts = {name: out / f".{name}.{os.getpid()}.{threading.get_ident()}.part" for name in contents}
+    try:
+        for name, part in parts.items():
+            part.write_bytes(contents[name])
+        for name, part in parts.items():
+            part.replace(out / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def write(sweep: Sweep, say: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Draw a sweep, and write its figure, tables and list of rollouts, all or none. Returns their paths.
+
+    `say` is told in words how far it is. Raises SweepError where they cannot be drawn or written.
+    """
+    args, settings, made_by = sweep.args, sweep.settings(), f"spaghetti_kl_alive {__version__}"
+    metadata: dict[str, Any] = {
+        "png": {"Software": made_by, "Description": settings},
+        "pdf": {"Creator": made_by, "Subject": settings, "CreationDate": None},
+        "svg": {"Creator": made_by, "Description": settings, "Date": None},
+    }
+    contents = {TABLES: summary_text(sweep).encode(), ROLLOUTS: rollouts_csv(sweep.rollouts).encode()}
+    with styled():
+        figure = draw(sweep, say)
+        for file_format in sorted(set(args.formats)):
+            say(f"saving the {file_format}")
+            content = io.BytesIO()
+            figure.savefig(content, format=file_format, dpi=args.dpi, metadata=metadata[file_format])
+            contents[f"{FIGURE}.{file_format}"] = content.getvalue()
+    out = out_folder(args)
+    try:
+        write_files(out, contents)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror}); older files there are as they were; choose --out"
+        raise SweepError(f"{printable(out)}: {reason}") from None
+    return [out / name for name in contents]
 
 
 # ------------------------------------------------------------------------------------ the program
 
 
-def check_flags(args: Args) -> None:
-    """Raise UsageError, before any file is read, where a flag's value makes no sense."""
-    checks = {
-        "--threshold must lie in (0, 1]": 0 < args.threshold <= 1,
-        "--metric must be pmass or pmass_<name>": args.metric == "pmass" or args.metric.startswith("pmass_"),
-        "--window, in tokens, must be at least 1": args.window is None or args.window >= 1,
-        "--roll, in tokens, must be at least 1": args.roll >= 1,
-        "--calib-tokens must be at least 1": args.calib_tokens >= 1,
-        "--ncols must be at least 1": args.ncols >= 1,
-        "--alphas must be finite numbers": all(map(math.isfinite, args.alphas)),
-        "--line-lw, in points, must be above 0": 0 < args.line_lw < math.inf,
-        "--line-alpha must lie in (0, 1]": args.line_alpha is None or 0 < args.line_alpha <= 1,
-        "--dpi must lie between 20 and 2400": 20 <= args.dpi <= 2400,
-        "--formats must name at least one format": len(args.formats) > 0,
-    }
-    wrong = [rule for rule, holds in checks.items() if not holds]
-    if wrong:
-        raise UsageError("; ".join(wrong))
+def run(argv: Sequence[str]) -> str:
+    """Parse, read, log the notes, write; returns what stdout is to hold. Raises SweepError or tyro's SystemExit."""
+    from loguru import logger
 
+    if "--version" in argv:
+        return f"spaghetti_kl_alive {__version__}"
+    args = tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
+    told = time.monotonic()
 
-def check_out(out: Path) -> None:
-    """Raise SweepError where `out` can be no folder to write to; creates nothing."""
-    nearest = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
-    if not nearest.is_dir():
-        raise SweepError(f"{printable(out)}: cannot be written, {printable(nearest)} is not a folder; choose --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise SweepError(f"{printable(out)}: cannot be written, no permission in {printable(nearest)}; choose --out")
+    def say(how_far: str) -> None:
+        nonlocal told
+        if time.monotonic() > told + 3:
+            logger.info(how_far)
+            told = time.monotonic()
 
-
-def note_copies(rollouts: Sequence[Rollout], kept: bool, notes: Notes) -> None:
-    """Name the cells that recorded another cell's rollouts again."""
-    contents, copied = defaultdict(set), defaultdict(list)
-    for r in rollouts:
-        contents[r.cell.name].add((r.cell.model, r.alpha, r.prompt, r.fingerprint))
-        if r.copy_of:
-            copied[r.cell.name].append(r)
-    for name, copies in copied.items():
-        all_of_it = len(copies) == len(contents[name])
-        twin = next((other for other, held in contents.items() if contents[name] <= held), name)
-        if all_of_it and twin != name:
-            text = f"`{name}` is an exact copy of `{twin}` ({len(copies)} rollouts)"
-        else:
-            originals = ", ".join(f"`{other}`" for other in sorted({r.copy_of for r in copies}))
-            at = listed({r.alpha for r in copies})
-            text = f"{len(copies)} of {len(contents[name])} rollouts of `{name}` (alpha {at}) copy {originals} exactly"
-        notes.take(text + ("; kept (--keep-duplicates)" if kept else "; left out"))
-
-
-def note_findings(panels: Sequence[Panel], notes: Notes) -> None:
-    """Note what the panels pool, and what in their rollouts is not as it should be."""
-    for kind in ("model", "method"):
-        held = [{getattr(r.cell, kind) for r in panel.rollouts} for panel in panels]
-        if max(map(len, held)) > 1:
-            pooled = sorted(set().union(*held))
-            notes.take(f"{len(pooled)} {kind}s pooled: {', '.join(pooled)} (--rows {kind} separates them)", "INFO")
-    rollouts = [r for panel in panels for r in panel.rollouts]
-    late = Counter(r.alpha for r in rollouts if r.late_drop)
-    if late:
-        where = ", ".join(f"{n} at alpha {alpha:g}" for alpha, n in sorted(late.items()))
-        notes.take(f"First below the threshold at the fork on their last token, so not counted as died: {where}")
-    for what, counts in (
-        ("observed tokens have KL that is not finite (gaps)", [r.n_gaps for r in rollouts]),
-        ("observed tokens have a negative KL, below the axis", [r.n_negative for r in rollouts]),
-        ("rollouts have no pmass at any fork, and count as alive", [int(r.unmeasured) for r in rollouts]),
-    ):
-        if any(counts):
-            cells = sorted({r.cell.name for r, count in zip(rollouts, counts, strict=True) if count})
-            notes.take(f"{sum(counts)} {what}, in {', '.join(cells)}")
-
-
-def row_of(cell: Cell, by: str | None) -> str:
-    """The row of panels that a cell belongs to, for print; "" if all are pooled."""
-    return "" if by is None else printable(getattr(cell, "name" if by == "cell" else by))
-
-
-def arrange(rollouts: Sequence[Rollout], alphas: Sequence[float], by: str | None, ncols: int) -> list[list[Panel]]:
-    """The panels as they stand on the page: a row per value of `by`, or wrapped after `ncols`."""
-    grouped = defaultdict(list)
-    for r in rollouts:
-        grouped[row_of(r.cell, by), r.alpha].append(r)
-    values = sorted({row for row, _ in grouped}, key=lambda value: (len(value) if by == "seed" else 0, value)) or [""]
-    rows = [[Panel(value, alpha, grouped[value, alpha]) for alpha in alphas] for value in values]
-    return rows if by else [rows[0][i : i + ncols] for i in range(0, len(alphas), ncols)]
-
-
-def settings(args: Args, window: int) -> str:
-    """The flags that change the numbers or the lines, in words."""
-    scale = (
-        f"p95 of the first {args.calib_tokens} tokens ({args.calib_on})" if args.normalize_kl else "none, KL in nats"
-    )
-    return (
-        f"Settings: window {window} tokens; alive while {args.metric} ≥ {args.threshold:g}; "
-        f"rolling mean of {args.roll} tokens ({args.edges}); scale: {scale}"
-    )
-
-
-def run(args: Args) -> list[Path]:
-    """Read the sweep, draw it, and write the figure, the table and the list of rollouts."""
-    check_flags(args)
-    root, notes = args.runs_root, Notes()
-    name = Path(os.path.realpath(root)).name
-    out = args.out or Path("figs") / f"{name}_kl_alive"
-    check_out(out)
-
-    cells = find_cells(root, args.model_contains, args.skip_bad_cells, notes)
-    window = common_window(cells, args.window, notes)
-    curve = partial(drawn_line, roll=args.roll, edges=args.edges, normalize=args.normalize_kl)
-    curve = partial(curve, calib_tokens=args.calib_tokens, calib_on=args.calib_on)
-    observed = partial(observe, window=window, threshold=args.threshold, curve=curve)
-    rollouts, alphas = read_rollouts(cells, args.metric, args.alphas, args.skip_bad_cells, observed, notes)
-    used = list(dict.fromkeys(r.cell for r in rollouts))
-    notes.log(f"{len(used)} cells, {len(rollouts)} rollouts: {', '.join(cell.name for cell in used)}")
-    rollouts = mark_copies(rollouts, partial(row_of, by=args.rows))
-    note_copies(rollouts, args.keep_duplicates, notes)
-    if args.keep_duplicates:
-        rollouts = [replace(r, copy_of="") for r in rollouts]
-    rows = arrange([r for r in rollouts if not r.copy_of], alphas, args.rows, args.ncols)
-    panels = [panel for row in rows for panel in row]
-    note_findings(panels, notes)
-
-    look = Look(**{key.name: getattr(args, key.name) for key in fields(Look)} | {"window": window})
-    about = [f"`{c.name}` ({c.model}, {c.method}, seed {c.seed}, layer {c.layer}, c_star {c.c_star})" for c in used]
-    notes = [f"Cells used: {'; '.join(about)}", *notes, settings(args, window)]
-    contents = {
-        TABLE: summary_text(printable(name), panels, look, notes).encode(),
-        ROLLOUTS: rollouts_csv(rollouts).encode(),
-    }
-    with styled():
-        figure = draw_figure(rows, look)
-        for file_format in sorted(set(args.formats)):
-            contents[f"{FIGURE}.{file_format}"] = rendered(figure, file_format, args.dpi)
-    try:
-        write_files(out, contents)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror}); older files there are as they were"
-        raise SweepError(f"{printable(out)}: {reason}") from None
-    return [out / name for name in contents]
+    sweep = read(args, say)
+    for note in sweep.notes:
+        logger.warning(note)
+    logger.info(f"{len(sweep.cells)} cells, {len(sweep.rollouts)} rollouts: {several(c.name for c in sweep.cells)}")
+    for path in (out_folder(args) / f"{FIGURE}.{old}" for old in FORMATS if old not in args.formats):
+        if path.exists():
+            logger.warning(f"{printable(path)} is of an earlier run, not of this one (--formats)")
+    written = write(sweep, say)
+    return f"{terminal_text(sweep)}\n\nwrote {' '.join(map(printable, written))}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from a shell; returns the exit status."""
-    args = tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
-    from loguru import logger
-
-    logger.remove()
-    logger.add(sys.stderr, format="{level}: {message}")
-    status = 0
+    """Run from a shell; returns the exit status. It sets what is the process's own; read, draw, write set nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # it was closed
+        setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not Unicode
+    if argv is None:
+        gc.disable()  # in a process that ends soon, collections are a tenth of the time
+    os.environ["MPLBACKEND"] = "agg"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Glyph .* missing from")
+    status, error = 0, ""
     try:
-        written = run(args)
-        with contextlib.suppress(BrokenPipeError):
-            print("wrote", *map(printable, written))
-    except (SweepError, UsageError) as error:
-        logger.error(str(error))
-        status = 2 if isinstance(error, UsageError) else 1
+        from loguru import logger
+
+        logger.remove()
+        logger.add(sys.stderr, format="{level}: {message}")
+        text = run(sys.argv[1:] if argv is None else argv)
+        with contextlib.suppress(OSError):  # nobody reads stdout, or it is full: the files are written
+            print(text)
+    except SweepError as wrong:
+        status, error = wrong.status, str(wrong)
+    except (MemoryError, ImportError) as wrong:
+        advice = "use fewer --alphas, fewer cells (--model-contains), a lower --dpi"
+        status, error = 1, f"too little memory, or a package is missing: {wrong}\n{advice}"
+    except OSError as wrong:
+        status, error = 1, f"{wrong.filename or 'the working folder'}: {wrong.strerror}"
+    except KeyboardInterrupt:
+        status, error = 130, "interrupted"
+    except SystemExit as stop:  # tyro's, after --help or wrong use
+        status = int(stop.code or 0)
+    with contextlib.suppress(OSError):
+        print(f"ERROR: {error}\n" if error else "", end="", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:  # nobody reads it; without this, Python complains again as it exits
+        except OSError:  # without this, Python complains again as it exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib.figure
 import numpy as np
-import pytest
+from matplotlib.figure import Figure
 
 import spaghetti_kl_alive as ska
 
@@ -25,7 +25,7 @@ def write_cell(
     pmass: Mapping[str, Sequence[Sequence[float]]],
     gen_len: Mapping[str, Sequence[int]] | None = None,
     forks: Sequence[int] = FORKS,
-    **calib: object,
+    **calib: Any,
 ) -> Path:
     """Write one cell as a sweep does; keyword arguments replace what calib.json holds."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_cell(
         "seed": 0,
         "layer": 3,
     }
-    files = {
+    files: dict[str, dict[str, Any]] = {
         "calib.json": about | calib,
         "trajectory.json": {"per_prompt_per_t_kl": kl},
         "pmass.json": {"fork_points": list(forks), "pmass_eval": pmass, "computed": True},
@@ -51,7 +51,7 @@ def write_cell(
 
 
 def random_cell(
-    folder: Path, seed: int = 0, alphas: Sequence[float] = (0.0, 1.0, 2.0), n: int = 6, **calib: object
+    folder: Path, seed: int = 0, alphas: Sequence[float] = (0.0, 1.0, 2.0), n: int = 6, **calib: Any
 ) -> Path:
     """A cell of random rollouts: KL 0 at alpha 0, deaths and EOS elsewhere."""
     rng = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def random_cell(
         key = str(alpha)
         gen_len[key] = rng.choice([40, 40, 30, 3], n).tolist()
         kl[key] = [(alpha**2 * rng.gamma(2, 0.2, g)).tolist() for g in gen_len[key]]
-        pmass[key] = (1 - (0.02 + 0.25 * alpha) * rng.random((n, len(FORKS)))).tolist()
+        pmass[key] = np.clip(1 - (0.02 + 0.25 * abs(alpha)) * rng.random((n, len(FORKS))), 0, 1).tolist()
     return write_cell(folder, kl, pmass, gen_len, **calib)
 
 
@@ -83,32 +83,23 @@ def run(*argv: object) -> Run:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status = ska.main([str(arg) for arg in argv])
+            status: Any = ska.main([str(arg) for arg in argv])
         except SystemExit as stop:
             status = stop.code
     return Run(status, out.getvalue(), err.getvalue())
 
 
-def drawn(
-    monkeypatch: pytest.MonkeyPatch, *argv: object
-) -> tuple[matplotlib.figure.Figure, list[list[ska.Panel]], Run]:
-    """A run that succeeds, with the figure that it drew and the panels in it."""
-    seen = []
-
-    def spy(rows: list[list[ska.Panel]], look: ska.Look) -> matplotlib.figure.Figure:
-        seen.append((draw(rows, look), rows))
-        return seen[0][0]
-
-    draw = ska.draw_figure
-    with monkeypatch.context() as patch:
-        patch.setattr(ska, "draw_figure", spy)
-        result = run(*argv)
-    assert result.status == 0, result.err
-    return *seen[0], result
+def drawn(folder: Path, **flags: Any) -> tuple[Figure, ska.Sweep]:
+    """The figure of the sweep in the folder, not saved, and the sweep that it shows."""
+    sweep = ska.read(ska.Args(runs_root=folder, **flags))
+    return ska.draw(sweep), sweep
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    """The summary's pipe table as a list of rows."""
-    lines = [line for line in (folder / ska.TABLE).read_text().splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+def table(folder: Path, k: int = 0) -> list[dict[str, str]]:
+    """The k-th pipe table of the summary in the folder, as a list of rows."""
+    text = (folder / ska.TABLES).read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    header, _, *rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in blocks[k].splitlines()
+    ]
     return [dict(zip(header, row, strict=True)) for row in rows]
