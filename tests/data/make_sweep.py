@@ -11,11 +11,11 @@
 
 SmolLM2-135M-Instruct answers yes/no questions at length while a direction is added to (or scaled out
 of) the residual stream after one layer, with coefficient alpha * c_star. c_star is found by bisection:
-the 95th percentile of the per-token KL(steered || base) over the first tokens of the calibration
-prompts is TARGET_KL. Every rollout is greedy. The unsteered model reads each steered text in lockstep,
-so the KL at a token compares the two models' predictions of that token from the same context. At a few
-fork points the answer is forced on a copy of the steered model's cache, steering still on; pmass is
-the probability that the next token is true or false.
+the 95th percentile of the per-token KL(steered || base) over all tokens of the calibration prompts'
+rollouts, up to the window, is TARGET_KL. Every rollout is greedy. The unsteered model reads each steered
+text in lockstep, so the KL at a token compares the two models' predictions of that token from the same
+context. At a few fork points the answer is forced on a copy of the steered model's cache, steering still
+on; pmass is the probability that the next token is true or false.
 
     python tests/data/make_sweep.py                        # every cell; continues where it stopped
     python tests/data/make_sweep.py --out DIR --alphas 0   # only the unsteered control
@@ -41,11 +41,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 METHODS = ("mean_diff", "pca", "ablation")
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 LAYER = 18  # of 30: steering acts on the output of model.model.layers[LAYER]
 WINDOW = 256  # tokens generated at most
 TARGET_KL = 1.0  # nats
-CALIB_TOKENS = 20  # the calibration window, in tokens of each calibration prompt's rollout
 FORK_POINTS = [0, *sorted({round(float(s)) for s in np.geomspace(1, WINDOW, 12)})]
 
 INSTRUCTION = "{} Explain why in three paragraphs, then state your conclusion."
@@ -214,27 +213,32 @@ def rollouts(
 
 
 def bisect_c_star(steered: Steered) -> float:
-    """The coefficient at which the p95 of the calibration rollouts' per-token KL is TARGET_KL nats."""
+    """The coefficient at which the p95 of the calibration rollouts' per-token KL is TARGET_KL nats, to 1 %.
 
-    def p95(c: float) -> float:
-        kl = rollouts(steered, CALIBRATION, c, CALIB_TOKENS, [])[0]
-        value = float(np.percentile(np.concatenate(kl), 95))
-        tqdm.write(f"  c = {c:.5g}: p95 KL = {value:.4g} nats")
-        return value
-
-    low, high = 0.0, 1.0
-    while p95(high) < TARGET_KL:
-        low, high = high, 2 * high
-    for _ in range(10):  # to a thousandth of the bracket
-        middle = (low + high) / 2
-        low, high = (middle, high) if p95(middle) < TARGET_KL else (low, middle)
-    return (low + high) / 2
+    Greedy texts change by leaps, and the p95 with them: where it leaps over TARGET_KL, the c below that leap.
+    """
+    low, high, c = 0.0, float("inf"), 8.0
+    while True:
+        kl = rollouts(steered, CALIBRATION, c, WINDOW, [])[0]
+        p95 = float(np.percentile(np.concatenate(kl), 95))
+        tqdm.write(f"  c = {c:.5g}: p95 KL = {p95:.4g} nats")
+        low, high = (c, high) if p95 < TARGET_KL else (low, c)
+        if abs(p95 / TARGET_KL - 1) < 0.01:
+            return c
+        if high < 1.001 * low:
+            return low
+        c *= (TARGET_KL / p95) ** 0.5  # KL grows about as c squared; where that hardly narrows the bracket, halve it
+        margin = (high - low) / 10
+        if high < float("inf") and not low + margin < c < high - margin:
+            c = (low + high) / 2
 
 
 def rounded(value: object) -> object:
-    """The same nested lists, every float at 5 significant digits."""
+    """The same nested lists, every float at 5 significant digits, alphas in numeric order."""
     if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
+        by_alpha = all(key.replace(".", "").isdigit() for key in value)
+        keys = sorted(value, key=float) if by_alpha else value
+        return {key: rounded(value[key]) for key in keys}
     if isinstance(value, list):
         return [rounded(item) for item in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
@@ -258,7 +262,7 @@ def run_cell(steered: Steered, method: str, folder: Path, alphas: list[float]) -
     calib = read(folder / "calib.json")
     if not calib:
         calib = {"c_star": bisect_c_star(steered), "target_kl": TARGET_KL, "window": WINDOW, "method": method}
-        calib |= {"model": MODEL, "seed": 0, "layer": LAYER, "calib_tokens": CALIB_TOKENS}
+        calib |= {"model": MODEL, "seed": 0, "layer": LAYER, "calib_tokens": WINDOW}
         write(folder / "calib.json", calib)
     trajectory = read(folder / "trajectory.json") or {"per_prompt_per_t_kl": {}}
     pmass = read(folder / "pmass.json") or {
