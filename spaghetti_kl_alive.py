@@ -139,6 +139,9 @@ def check_flags(args: Args) -> None:
         "--metric must be pmass or pmass_<name>": args.metric == "pmass" or args.metric.startswith("pmass_"),
         "--window, in tokens, must be at least 1": args.window is None or args.window >= 1,
         "--roll, in tokens, must be at least 1": args.roll >= 1,
+        "--edges must be pad or shrink": args.edges in ("pad", "shrink"),
+        "--calib-on must be smoothed or raw": args.calib_on in ("smoothed", "raw"),
+        "--rows must be method, model, seed or cell": args.rows in (None, "method", "model", "seed", "cell"),
         "--calib-tokens must be at least 1": args.calib_tokens >= 1,
         "--ncols must be at least 1": args.ncols is None or args.ncols >= 1,
         "--alphas must be finite numbers": all(map(math.isfinite, args.alphas)),
@@ -241,7 +244,7 @@ class Panel:
 
     @property
     def name(self) -> str:
-        return f"{self.row}, alpha {self.label}" if self.row else f"alpha {self.label}"
+        return f"{self.row} at alpha {self.label}" if self.row else f"alpha {self.label}"
 
     @property
     def n(self) -> int:
@@ -1365,17 +1368,21 @@ Deaths (`n_died` + `n_died_last`) at the threshold and around it.
 
 
 def terminal_text(sweep: Sweep) -> str:
-    """The first two tables for a terminal of 80 columns: a column per alpha, up to 8 side by side."""
+    """The first two tables for a terminal of 80 columns: a column per alpha, up to 8 side by side where they fit."""
     from tabulate import tabulate
 
     blocks = []
     for title, row_of in (("Is the model still alive?", alive_row), ("KL within the budget? (nats)", budget_row)):
         for row in dict.fromkeys(panel.row for panel in sweep.panels):
             held = [{"alpha": p.label} | row_of(p) for p in sweep.panels if p.row == row]
-            for i in range(0, len(held), 8):
-                table = [[name, *(cells[name] for cells in held[i : i + 8])] for name in held[0]]
-                text = tabulate(table, tablefmt="plain", disable_numparse=True, stralign="right")
+            while held:
+                for k in range(8, 0, -1):
+                    table = [[name, *(cells[name] for cells in held[:k])] for name in held[0]]
+                    text = tabulate(table, tablefmt="plain", disable_numparse=True, stralign="right")
+                    if text.index("\n") <= 80:
+                        break
                 blocks.append(f"{title}{f'  {sweep.args.rows}: {row}' if row else ''}\n{text}")
+                held = held[k:]
     return "\n\n".join(blocks)
 
 
@@ -1477,7 +1484,10 @@ def run(argv: Sequence[str]) -> str:
 
     if "--version" in argv:
         return f"spaghetti_kl_alive {__version__}"
-    args = tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
+    try:
+        args = tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
+    except OSError:  # nobody reads its help, or what it says of wrong use
+        raise SystemExit(0 if {"-h", "--help"} & {*argv} else 2) from None
     told = time.monotonic()
 
     def say(how_far: str) -> None:

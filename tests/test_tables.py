@@ -264,7 +264,7 @@ def noted_numbers(panels: dict[tuple[str, float], list[Life]], flags: Flags) -> 
     """For each kind of warning, the panels that have such rollouts or tokens, and how many."""
     where: dict[str, list[str]] = {what: [] for what in [*NOTED, "More than half"]}
     for (row, alpha), lives in panels.items():
-        name = f"{row}, alpha {alpha:g}" if row else f"alpha {alpha:g}"
+        name = f"{row} at alpha {alpha:g}" if row else f"alpha {alpha:g}"
         for what, count in NOTED.items():
             if k := sum(count(life, flags) for life in lives):
                 where[what].append(f"{name}: {k}")
@@ -658,7 +658,7 @@ def test_deaths_are_counted_at_the_threshold_and_around_it_where_that_is_a_thres
 def test_deaths_without_steering_are_noted_with_their_row(tmp_path):
     cell_of(tmp_path / "a", {"0.0": [WELL, DIED, DIED_LAST], "1.0": [DIED] * 3}, tokens=20)
     cell_of(tmp_path / "b", {"0.0": [WELL], "1.0": [DIED]}, method="pca")
-    assert noted(read_sweep(tmp_path, rows="method"), "without steering") == "mean_diff, alpha 0: 2"
+    assert noted(read_sweep(tmp_path, rows="method"), "without steering") == "mean_diff at alpha 0: 2"
     assert noted(read_sweep(tmp_path), "without steering") == "alpha 0: 2"
     assert noted(read_sweep(tmp_path, threshold=0.4), "without steering") == ""
 
@@ -667,7 +667,7 @@ def test_recovery_is_noted_where_more_than_half_of_the_dead_came_back(tmp_path):
     cell_of(tmp_path / "a", {"1.0": [BACK, DIED, WELL], "2.0": [BACK, BACK, DIED]})
     cell_of(tmp_path / "b", {"1.0": [BACK, WELL, WELL], "2.0": [DIED, WELL]}, kl=0.2, method="pca")
     sweep = read_sweep(tmp_path, rows="method")
-    assert noted(sweep, "More than half of the deaths") == "mean_diff, alpha 2: 2 of 3, pca, alpha 1: 1 of 1"
+    assert noted(sweep, "More than half of the deaths") == "mean_diff at alpha 2: 2 of 3, pca at alpha 1: 1 of 1"
     assert noted(read_sweep(tmp_path, rows="method", threshold=0.5), "More than half of the deaths") == ""
 
 
