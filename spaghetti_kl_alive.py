@@ -776,7 +776,7 @@ def kaplan_meier(followed: np.ndarray, died: np.ndarray, forks: np.ndarray, weig
 
 
 def beta_quantile(q: float, mean: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """The q-quantile of the beta distributions with these first two moments, (k,) each, to 1e-4.
+    """The q-quantile of the beta distributions with these first two moments, (k,) each; 95 % limits to 1e-4.
 
     By summing the density over a grid in log-odds. A mean of 0 or 1 is that point itself.
     """
@@ -1532,7 +1532,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status, error = wrong.status, str(wrong)
     except (MemoryError, ImportError) as wrong:
         advice = "use fewer --alphas, fewer cells (--model-contains), a lower --dpi"
-        status, error = 1, f"too little memory, or a package is missing: {wrong}\n{advice}"
+        status, error = 1, f"too little memory, or a package is missing: {str(wrong) or 'MemoryError'}\n{advice}"
     except OSError as wrong:
         status, error = 1, f"{wrong.filename or 'the working folder'}: {wrong.strerror}"
     except KeyboardInterrupt:

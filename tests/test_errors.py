@@ -641,7 +641,7 @@ def test_notes_name_the_row_that_they_are_about(tmp_path):
     about = [note for note in held.notes if "alpha 0: " in note or "alpha 1: " in note]
     assert len(about) == 8
     for note in about:
-        assert note.count("alpha ") == note.count("pca, alpha ") > 0
+        assert note.count("alpha ") == note.count("pca at alpha ") > 0
 
 
 def test_long_lists_in_notes_are_cut_to_the_first_ones_and_a_count(tmp_path):

@@ -758,22 +758,24 @@ def test_a_working_folder_that_was_deleted_is_no_matter_or_named(tiny, tmp_path)
         assert result.err.split("ERROR: ")[1].startswith(f"{named}: ")
 
 
-def with_memory(more: int) -> Callable[[], None]:
-    """For a fork: no more than so many bytes beyond what it holds."""
-
-    def first() -> None:
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + more, held + more))
-
-    return first
+PEAK = """
+import re, sys, spaghetti_kl_alive, loguru, tabulate, matplotlib.figure, matplotlib.backends.backend_agg
+print(re.search(r"VmPeak:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
 
 
 def test_too_little_memory_is_an_error_that_says_what_takes_less(tiny, tmp_path):
     long = write_cell(tmp_path / "long" / "a", {"1": [[0.125] * 10**6]}, {"1": [[1, 1, 1]]}).parent
-    for root, more, flags in ((long, 2_000_000, SMALL), (long, 20_000_000, SMALL), (tiny, 60_000_000, ("--dpi", 2400))):
-        argv = ("--runs-root", root, "--out", tmp_path / "o", *flags)
-        result = Fork(tmp_path / "log", *argv, first=with_memory(more)).wait()
-        assert (result.status, result.out) == (1, ""), more
+    loaded = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, cwd=ROOT, check=True)
+    for root, more, flags in ((long, 25_000_000, SMALL), (tiny, 80_000_000, ("--dpi", 2400))):
+        limit = 1024 * int(loaded.stdout) + more
+
+        def limited(limit: int = limit) -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+        ended = shell("--runs-root", root, "--out", tmp_path / "o", *flags, preexec_fn=limited)
+        result = Run(ended.returncode, ended.stdout, ended.stderr)
+        assert (result.status, result.out) == (1, ""), result.err
         assert "Traceback" not in result.err
         error = result.err.split("ERROR: ")[1]
         assert "memory" in error and "--alphas" in error
