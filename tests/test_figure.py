@@ -821,6 +821,20 @@ def luminance(colour: str) -> float:
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
+def test_how_far_the_drawing_is_is_said_panel_by_panel(tmp_path):
+    for name in "ab":
+        write_cell(tmp_path / name, {a: [[1.0] * 9] for a in "12"}, {a: [WELL] for a in "12"}, method=name)
+    said: list[str] = []
+    ska.draw(ska.read(ska.Args(tmp_path, rows="method")), said.append)
+    assert said == [f"drawing panel {k} of 4" for k in (1, 2, 3, 4)]
+
+
+def test_crosses_are_darker_than_the_lines_of_the_dead(fates):
+    crosses = {to_hex(line.get_color()) for ax in kl_axes(fates[0]) for line in marks(ax, "x")}
+    assert crosses == {to_hex(legend(fates[0])["death"].get_color())}
+    assert max(map(luminance, crosses)) < 0.5 * luminance(DEAD)
+
+
 SEABORN = ["deep", "muted", "pastel", "bright", "dark", "colorblind", "husl", "hls", "rocket"]
 OTHERS = ["Set1", "Set2", "Dark2", "viridis", "Greys"]
 
