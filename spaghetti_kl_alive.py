@@ -1168,7 +1168,8 @@ def draw_reference(ax: Axes, panel: Panel, page: Page) -> None:
     for level in levels:
         if level <= page.top:
             ax.axhline(level, zorder=3.5, **REFERENCE)
-    high = bool(off) or max(levels, default=0) > 0.86 * page.top
+    bottom, level, top = ax.yaxis.get_transform().transform(np.array([page.bottom, max(levels, default=0), page.top]))
+    high = bool(off) or level - bottom > 0.86 * (top - bottom)
     look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "top" if high else "bottom"}
     look |= {"bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75}, "size": 6, "zorder": 6}
     if words:
