@@ -41,13 +41,15 @@ try:
     import logging
     import math
     import os
+    import shutil
+    import tempfile
     import textwrap
     import threading
     import time
     import warnings
     from collections import Counter, defaultdict
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from dataclasses import dataclass, field, fields, replace
+    from dataclasses import dataclass, fields, replace
     from functools import cached_property
     from pathlib import Path
     from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -60,6 +62,7 @@ except KeyboardInterrupt:  # Ctrl-C while these load
 if TYPE_CHECKING:  # matplotlib, loguru and tabulate are imported where they are used, so that --help answers at once
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
 
 __version__ = "0.2.0"
 FILES = ("calib.json", "trajectory.json", "pmass.json")
@@ -167,9 +170,8 @@ class Cell:
     name: str  # the folder's
     model: str
     method: str
-    seed: str
-    layer: str
-    c_star: str
+    row: str  # of panels, by --rows; "" if all are pooled
+    about: str  # model, method, seed, layer and coefficient in words
     target_kl: float  # nats
     window: int | None  # tokens; None where calib.json has none
 
@@ -185,41 +187,32 @@ class Fate(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout, as observed up to the window."""
+    """One rollout, as observed for T tokens: to its own end, its record's or the window's."""
 
     cell: Cell
     prompt: int
     alpha: float
-    kl: np.ndarray = field(repr=False)  # (G,) float32, nats, what was generated and recorded; NaN where not finite
-    forks: np.ndarray = field(repr=False)  # (F,) tokens, ascending
-    pmass: np.ndarray = field(repr=False)  # (F,), NaN where not measured
-    n_tokens: int  # T, observed
+    kl: np.ndarray  # (T,) float32, nats; NaN where not finite
+    generated: int  # tokens with a KL, those beyond the window too
+    forks: np.ndarray  # (F,) tokens, ascending
+    pmass: np.ndarray  # (F,), NaN where not measured
     cut: bool  # the KL record ends before the rollout and the window do
     eos: bool  # generation ended by itself before the window did, and its KL was recorded to the end
     fate: Fate
     scale: float  # the line's unit in nats; NaN if there is none
-    line: np.ndarray = field(repr=False)  # (T,) float32 as drawn; (0,) if there is no scale
-    recorded: int = field(repr=False)  # equal where KL, forks, pmass and gen_len are
+    line: np.ndarray  # (T,) float32 as drawn; (0,) if there is no scale
+    recorded: int  # equal where KL, forks, pmass and gen_len are
     copy_of: str = ""  # the cell that recorded the same rollout first
 
     @property
-    def observed(self) -> np.ndarray:
-        """KL of the observed tokens, (T,) float32, nats."""
-        return self.kl[: self.n_tokens]
-
-    @property
     def budget(self) -> float:
-        """Calibrated KL at this alpha, nats: a coefficient's KL grows with its square. NaN without steering."""
-        return self.alpha * self.alpha * self.cell.target_kl or math.nan
+        """Calibrated KL at this alpha, nats, in KL's precision: it grows with alpha squared. NaN without steering."""
+        return float(np.float32(min(self.alpha * self.alpha * self.cell.target_kl, 1e38))) or math.nan
 
     @cached_property
     def kl_p95(self) -> float:
         """95th percentile of the observed KL, nats."""
-        return p95(self.observed)
-
-    def above_budget(self, kl: np.ndarray | float) -> Any:
-        """Whether some KL in nats is above the budget, both in the single precision in which KL is kept."""
-        return np.float32(kl) > np.float32(min(self.budget, 1e38))
+        return p95(self.kl)
 
 
 class Survival(NamedTuple):
@@ -268,7 +261,7 @@ class Panel:
     def survival(self) -> Survival:
         """Of the rollouts that were measured; its evidence is prompts, as rollouts of one are not independent."""
         measured = [r for r in self.rollouts if r.fate.followed is not None]
-        seen = [r.forks[np.isfinite(r.pmass) & (r.forks <= r.n_tokens)] for r in measured]
+        seen = [r.forks[np.isfinite(r.pmass) & (r.forks <= len(r.kl))] for r in measured]
         forks = np.unique(np.concatenate(seen or [np.empty(0, dtype=int)]))
         followed = np.array([r.fate.followed for r in measured], dtype=int)
         died = np.array([r.fate.death is not None for r in measured], dtype=bool)
@@ -282,22 +275,21 @@ class Panel:
 
     @cached_property
     def budget(self) -> dict[str, float]:
-        """The recorded KL of all observed tokens, pooled, against the budget; a row of that table, in nats.
+        """The observed KL, pooled, against the budget: a row of that table, in nats; NaN where there is none.
 
         `over_budget` is the share of finite tokens above their own cell's budget, `scale` the median of the
-        rollouts' scales (what 1 on a normalised axis is worth). NaN where there is none.
+        rollouts' scales (what 1 on a normalised axis is worth).
         """
-        pooled = np.concatenate([r.observed for r in self.rollouts] or [np.empty(0)])
-        pooled = pooled[np.isfinite(pooled)]
-        head = np.concatenate([r.observed[: self.calib_tokens] for r in self.rollouts] or [np.empty(0)])
+        pooled = np.concatenate([r.kl[np.isfinite(r.kl)] for r in self.rollouts] or [np.empty(0)])
+        head = np.concatenate([r.kl[: self.calib_tokens] for r in self.rollouts] or [np.empty(0)])
         scales = [r.scale for r in self.rollouts if math.isfinite(r.scale)]
-        over = sum(int(r.above_budget(r.observed).sum()) for r in self.rollouts)
-        within = [r for r in self.rollouts if math.isfinite(r.kl_p95) and not r.above_budget(r.kl_p95)]
+        over = sum(int((r.kl > r.budget).sum()) for r in self.rollouts)
+        within = sum(r.fate.death is not None and r.kl_p95 <= r.budget for r in self.rollouts)
         return {
             "kl_p95": p95(pooled),
             "kl_p95_head": p95(head),
             "over_budget": over / len(pooled) if self.budgets and len(pooled) else math.nan,
-            "died_within": sum(r.fate.death is not None for r in within) if self.budgets else math.nan,
+            "died_within": within if self.budgets else math.nan,
             "kl_median": float(np.median(pooled)) if len(pooled) else math.nan,
             "scale": float(np.median(scales)) if scales else math.nan,
             "no_scale": self.n - len(scales),
@@ -334,7 +326,7 @@ class Sweep:
 class CellError(Exception):
     """A cell that cannot be used. `path`: its damaged file; None where it merely has nothing to show."""
 
-    def __init__(self, reason: object, path: Path | None = None) -> None:
+    def __init__(self, reason: str, path: Path | None = None) -> None:
         super().__init__(printable(reason))
         self.path = path
 
@@ -352,28 +344,22 @@ def several(things: Iterable[object], at_most: int = 12) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what is wrong in a file into a CellError that names it."""
+def opened(path: Path) -> Iterator[dict[str, Any]]:
+    """The object in a JSON file. What is wrong with it, there or in the block, is a CellError that names the file."""
     try:
-        yield
+        if path.exists() and not path.is_file():  # a named pipe would hang
+            raise ValueError("not a regular file")
+        yield of_type(json.loads(path.read_bytes().decode("utf-8-sig")), dict, "its content")
     except FileNotFoundError:
         raise CellError(f"{path.name} is missing") from None
-    except (KeyError, RecursionError) as error:
-        what = f'the key "{error.args[0]}" is missing' if isinstance(error, KeyError) else "nested too deeply"
+    except (KeyError, RecursionError, ValueError, TypeError, OverflowError, OSError) as error:
+        known = {
+            KeyError: f"the key {error} is missing",
+            RecursionError: "nested too deeply",
+            json.JSONDecodeError: f"not JSON, or cut off ({error}); is the sweep still writing it?",
+        }
+        what = known.get(type(error), getattr(error, "strerror", None) or error)
         raise CellError(f"{path.name}: {what}", path) from None
-    except (ValueError, TypeError, OverflowError, OSError) as error:
-        raise CellError(f"{path.name}: {getattr(error, 'strerror', None) or error}", path) from None
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError or OSError."""
-    if path.exists() and not path.is_file():  # a named pipe would hang
-        raise ValueError("not a regular file")
-    try:
-        content: dict[str, Any] = of_type(json.loads(path.read_bytes().decode("utf-8-sig")), dict, "its content")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON, or cut off ({error}); is the sweep still writing it?") from None
-    return content
 
 
 def of_type(value: Any, kind: type, what: str) -> Any:
@@ -406,70 +392,68 @@ def by_alpha(content: dict[str, Any], key: str) -> dict[float, Any]:
     return lists
 
 
-def read_calib(folder: Path) -> Cell:
-    """The cell of a folder. Raises CellError."""
-    path = folder / FILES[0]
-    with reading(path):
-        calib = load(path)
+def read_calib(folder: Path, args: Args) -> Cell:
+    """The cell of a folder. Raises CellError, also where --model-contains leaves it out."""
+    with opened(folder / FILES[0]) as calib:
         target, window = calib["target_kl"], calib.get("window")
         if type(target) not in (int, float) or not 0 < target < MAX_KL:
             raise ValueError(f'"target_kl" is {str(target)[:40]}, not a number of nats above 0')
         if window is not None and not (type(window) is int and 0 < window < MAX_TOKENS):
             raise ValueError(f'"window" is {str(window)[:40]}, not a number of tokens')
-        named = {key: printable(of_type(calib[key], str, f'"{key}"')) for key in ("model", "method")}
-        shown = {key: printable(calib.get(key))[:40] for key in ("seed", "layer", "c_star")}
-        return Cell(folder, printable(folder.name), **named, **shown, target_kl=float(target), window=window)
+        about = {"cell": printable(folder.name)}
+        about |= {key: printable(of_type(calib[key], str, f'"{key}"')) for key in ("model", "method")}
+        about |= {key: printable(calib.get(key))[:40] for key in ("seed", "layer", "c_star")}
+    name, model, method, seed, layer, c_star = about.values()
+    if args.model_contains not in name and args.model_contains not in model:
+        raise CellError(f"neither folder name nor model, {model}, contains {args.model_contains!r}")
+    row = about[args.rows] if args.rows else ""
+    words = f"{model}, {method}, seed {seed}, layer {layer}, c_star {c_star}"
+    return Cell(folder, name, model, method, row, words, float(target), window)
 
 
-def read_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[float, str]]:
-    """A cell's rollouts at the alphas asked for (all if none is), and why any alpha is left out ("": not asked for).
+def read_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[str, str]]:
+    """A cell's rollouts at the alphas asked for (all if none is), and what is left out of it and why.
 
     Raises CellError where the cell cannot be used, or where its files disagree on the number of rollouts.
     """
-    trajectory, measured = cell.folder / FILES[1], cell.folder / FILES[2]
     metric, lengths = args.metric, "gen_lens_" + (args.metric.removeprefix("pmass").removeprefix("_") or "qa")
-    with reading(measured):
-        content = load(measured)
-        if not of_type(content.get("computed", True), bool, '"computed"'):
-            raise CellError('pmass was not measured ("computed" is false)')
-        if metric not in content:
-            others = several(sorted(key for key in content if key.startswith("pmass")))
-            raise CellError(f"pmass.json has no {metric}; it has {others or 'no pmass at all'}")
-        forks = numbers(content["fork_points"], '"fork_points"', whole=True)
-        sources = {key: by_alpha(content, key) for key in (metric, lengths) if key in content}
-    with reading(trajectory):
-        kl = by_alpha(load(trajectory), "per_prompt_per_t_kl")
-        held = kl.keys() | sources[metric].keys()
-        wanted = {alpha + 0.0 for alpha in args.alphas} or held
-        curves = {
-            alpha: [numbers(row, f"alpha {alpha:g}, rollout {i}") for i, row in enumerate(kl.pop(alpha))]
-            for alpha in sorted(kl.keys() & wanted)
-        }
-    sources[trajectory.name] = curves
-    if not held & wanted:
-        raise CellError(f"holds only alpha {several(sorted(held))}" if held else "holds no rollouts")
     rollouts: list[Rollout] = []
-    left_out = dict.fromkeys(sorted(held - wanted), "")
-    for alpha in sorted(held & wanted):
-        absent = [name for name, lists in sources.items() if alpha not in lists]
-        if absent or not (curves[alpha] or sources[metric][alpha]):
-            left_out[alpha] = f"not in {' and '.join(absent)}" if absent else "no rollouts"
-            continue
-        with reading(measured):
-            ends = sources[lengths][alpha] if lengths in sources else [len(kl) for kl in curves[alpha]]
-            ends = numbers(ends, f"{lengths} at alpha {alpha:g}", whole=True).tolist()
-            rows = list(zip(curves[alpha], ends, sources[metric][alpha], strict=False))
-            counts = [len(curves[alpha]), len(sources[metric][alpha]), len(ends)]
-            if counts != 3 * [len(rows)]:
-                each = "{} in trajectory.json, {} in {m}, {} in {g}".format(*counts, m=metric, g=lengths)
-                raise ValueError(f"the number of rollouts at alpha {alpha:g} differs: {each}")
-            rollouts += [observed(cell, i, alpha, *row, forks, args) for i, row in enumerate(rows)]
-    if not rollouts and {*left_out.values()} <= {"no rollouts", ""}:
-        raise CellError("holds no rollouts")
+    with opened(cell.folder / FILES[2]) as measured:
+        if not of_type(measured.get("computed", True), bool, '"computed"'):
+            raise CellError('pmass was not measured ("computed" is false)')
+        if metric not in measured:
+            others = several(sorted(key for key in measured if key.startswith("pmass")))
+            raise CellError(f"pmass.json has no {metric}; it has {others or 'no pmass at all'}")
+        forks = numbers(measured["fork_points"], '"fork_points"', whole=True)
+        lists = {key: by_alpha(measured, key) for key in (metric, lengths) if key in measured}
+        with opened(cell.folder / FILES[1]) as trajectory:
+            kl = by_alpha(trajectory, "per_prompt_per_t_kl")
+            held = kl.keys() | lists[metric].keys()
+            wanted = {*args.alphas} or held
+            lists[FILES[1]] = {
+                alpha: [numbers(row, f"alpha {alpha:g}, rollout {i}") for i, row in enumerate(kl.pop(alpha))]
+                for alpha in sorted(kl.keys() & wanted)
+            }
+        if not held & wanted:
+            raise CellError(f"holds only alpha {several(sorted(held))}" if held else "holds no rollouts")
+        left_out = {f"alpha {alpha:.12g}": "in the data, but not asked for" for alpha in sorted(held - wanted)}
+        for alpha in sorted(held & wanted):
+            at, absent = f"alpha {alpha:.12g}", [name for name, there in lists.items() if alpha not in there]
+            if absent or not any(there[alpha] for there in lists.values()):
+                left_out[f"{at} of `{cell.name}`"] = f"not in {' and '.join(absent)}" if absent else "no rollouts"
+                continue
+            rows, masses = lists[FILES[1]][alpha], lists[metric][alpha]
+            ends = lists[lengths][alpha] if lengths in lists else [len(row) for row in rows]
+            ends = numbers(ends, f"{lengths} at {at}", whole=True).tolist()
+            if not len(rows) == len(masses) == len(ends):
+                each = f"{len(rows)} in {FILES[1]}, {len(masses)} in {metric}, {len(ends)} in {lengths}"
+                raise ValueError(f"the number of rollouts at {at} differs: {each}")
+            lists_of_each = enumerate(zip(rows, ends, masses, strict=True))
+            rollouts += [rollout_of(cell, i, alpha, *row, forks, args) for i, row in lists_of_each]
     return rollouts, left_out
 
 
-def observed(
+def rollout_of(
     cell: Cell, prompt: int, alpha: float, kl: np.ndarray, gen_len: int, masses: Any, forks: np.ndarray, args: Args
 ) -> Rollout:
     """A rollout from its lists in the files: KL (L,) in nats, its length, pmass and forks (F,). Raises ValueError."""
@@ -481,8 +465,8 @@ def observed(
         raise ValueError(f"{at} is not in [0, 1]: {pmass}")
     window = args.window or cell.window or MAX_TOKENS
     full = min(gen_len, window)
-    n_tokens = min(len(kl), full)
     kl = kl[:gen_len]  # what stands behind it is padding
+    n_tokens = min(len(kl), full)
     order = np.argsort(forks, kind="stable")
     forks, pmass = forks[order], pmass[order]
     recorded = hash((gen_len, kl.tobytes(), forks.tobytes(), pmass.tobytes()))
@@ -495,10 +479,10 @@ def observed(
         cell=cell,
         prompt=prompt,
         alpha=alpha,
-        kl=kl.astype(np.float32),
+        kl=kl[:n_tokens].astype(np.float32),
+        generated=len(kl),
         forks=forks,
         pmass=pmass,
-        n_tokens=n_tokens,
         cut=n_tokens < full,
         eos=gen_len < min(window, cell.window or window) and n_tokens == full,
         fate=fate(pmass, forks, n_tokens, args.threshold, ended=gen_len < window or n_tokens < full),
@@ -508,77 +492,49 @@ def observed(
     )
 
 
-def cell_folders(root: Path, out: Path) -> tuple[list[Path], list[Path]]:
-    """The folders below `root` that are to be cells, and those that hold none of a cell's files.
-
-    Passed over: hidden ones, links to files, and the folders that this script wrote or is about to.
-    """
+def cell_folders(root: Path, out: Path) -> list[Path]:
+    """The folders that are to be cells: `root` itself, or all in it but hidden ones and what this script wrote."""
     if all((root / name).is_file() for name in FILES):
-        return [root.resolve() if root.name in ("", "..") else root], []
-    cells, others = [], []
+        return [root.resolve() if root.name in ("", "..") else root]
+    folders = []
     for folder in sorted(root.iterdir()):
-        broken = folder.is_symlink() and not folder.exists()
-        if folder.name.startswith(("_", ".")) or not (folder.is_dir() or broken):
+        if folder.name.startswith(("_", ".")) or (folder.exists() and not folder.is_dir()):
             continue
-        if broken or not os.access(folder, os.X_OK) or any(os.path.lexists(folder / name) for name in FILES):
-            cells.append(folder)
-        elif not (folder / TABLES).exists() and not out.resolve().is_relative_to(folder.resolve()):
-            others.append(folder)
-    return cells, others
+        closed = not os.access(folder, os.X_OK)  # or a link to nothing
+        if (
+            closed
+            or (folder / FILES[0]).exists()
+            or not ((folder / TABLES).exists() or out.resolve().is_relative_to(folder.resolve()))
+        ):
+            folders.append(folder)
+    return folders
 
 
 def read_cells(root: Path, args: Args, say: Callable[[str], None]) -> tuple[list[Rollout], list[str]]:
     """The rollouts of all cells that can be used, and what was left out. Raises SweepError where nothing remains."""
-    folders, others = cell_folders(root, out_folder(args))
     rollouts: list[Rollout] = []
-    passed: list[Cell] = []
-    left_out: dict[tuple[str, str], list[str]] = defaultdict(list)  # names, by what is left out of them and why
+    left_out: dict[str, list[str]] = defaultdict(list)  # what, by why
+    folders = cell_folders(root, out_folder(args))
     for i, folder in enumerate(folders):
         name = printable(folder.name)
         say(f"reading cell {i + 1} of {len(folders)}: {name}")
         try:
-            cell = read_calib(folder)
-            if args.model_contains not in cell.name and args.model_contains not in cell.model:
-                passed.append(cell)
-                continue
-            held, absent = read_rollouts(cell, args)
+            held, absent = read_rollouts(read_calib(folder, args), args)
         except CellError as error:
             if error.path and not args.skip_bad_cells:
                 advice = "Repair or rerun that cell, or leave it out with --skip-bad-cells."
                 raise SweepError(f"{printable(folder)}{os.sep}{error}\n{advice}") from None
-            left_out["", str(error)].append(f"`{name}`")
-            continue
+            held, absent = [], {f"`{name}`": str(error)}
         rollouts += held
-        for alpha, why in absent.items():
-            if why:
-                left_out[f"alpha {alpha:.12g} of ", why].append(f"`{name}`")
-            else:
-                left_out["", "in the data, but not asked for"].append(f"alpha {alpha:.12g}")
-    if others:
-        left_out["", f"none of {', '.join(FILES)}"] += [f"`{printable(folder.name)}`" for folder in others]
-    notes = [f"Left out {what}{several(dict.fromkeys(names))}: {why}" for (what, why), names in left_out.items()]
+        for what, why in absent.items():
+            left_out[why].append(what)
+    notes = [f"Left out {several(dict.fromkeys(things))}: {why}" for why, things in left_out.items()]
     if not rollouts:
-        why = why_nothing(root, args, passed, len(folders))
-        raise SweepError(f"{printable(root)}: {why}\n" + "; ".join(notes))
-    if passed:
-        names = several(f"`{cell.name}`" for cell in passed)
-        notes.append(f"Left out, neither name nor model contains {args.model_contains!r}: {names}")
+        inside = Counter(path.parents[1] for path in root.glob(f"*/*/{FILES[0]}")).most_common(1)
+        hint = [f"{n} cells are in {printable(path)}: give --runs-root {printable(path)}" for path, n in inside]
+        why = "; ".join(hint + notes) or f"no folder with {', '.join(FILES)}"
+        raise SweepError(f"{printable(root)}: nothing to draw, no cell can be used\n{why}")
     return rollouts, notes
-
-
-def why_nothing(root: Path, args: Args, passed: Sequence[Cell], n_cells: int) -> str:
-    """Why a folder has nothing to draw: what is there instead, and where cells are."""
-    if passed:
-        there = several(f"{cell.name} ({cell.model})" for cell in passed)
-        return f"no folder name or model contains {args.model_contains!r}; the cells are {there}"
-    if n_cells:
-        return "nothing to draw, no cell can be used"
-    for folder in sorted(root.iterdir())[:1000]:
-        with contextlib.suppress(OSError):
-            held = sum(all((cell / name).is_file() for name in FILES) for cell in folder.iterdir())
-            if held:
-                return f"no cell here, but {held} in {printable(folder)}: give --runs-root {printable(folder)}"
-    return f"no cell here, no folder with {', '.join(FILES)}"
 
 
 def read(args: Args, say: Callable[[str], None] = lambda _: None) -> Sweep:
@@ -612,9 +568,33 @@ def common_window(cells: Sequence[Cell], asked: int | None, notes: list[str]) ->
         raise SweepError(f"calib.json: the cells have no window in common; choose one with --window\n{each}")
     shorter = [f"`{cell.name}`" for cell in cells if cell.window is not None and cell.window < window]
     if shorter:
-        text = f"--window {window} is longer than the window of {several(shorter)}: a rollout that reaches it is cut"
-        notes.append(f"{text} there, and censored")
+        what = f"--window {window} is longer than the window of {several(shorter)}"
+        notes.append(f"{what}: a rollout that reaches it is cut there, and censored")
     return window
+
+
+def mark_copies(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> list[Rollout]:
+    """Mark, and note, exact copies of a rollout in other cells of the same model and panel.
+
+    Greedy decoding ignores the seed, and at alpha 0 all methods share the base's rollout: counted again
+    they would narrow the survival band for nothing.
+    """
+    first: dict[tuple[Any, ...], Cell] = {}
+    marked, copies, total = [], defaultdict(list), Counter(r.cell.name for r in rollouts)
+    for r in rollouts:
+        original = first.setdefault((r.cell.row, r.alpha, r.cell.model, r.prompt, r.recorded), r.cell)
+        if original is not r.cell:
+            copies[r.cell.name, original.name].append(r.alpha)
+            r = replace(r, copy_of=original.name)
+        marked.append(r)
+    each = []
+    for (name, original_name), alphas in copies.items():
+        where = "" if len(alphas) == total[name] else f", alpha {several(sorted({*alphas}))}"
+        each.append(f"{len(alphas)} of {total[name]} of `{name}` (those of `{original_name}` again{where})")
+    if each:
+        what = "kept (--keep-duplicates)" if args.keep_duplicates else "left out"
+        notes.append(f"Exact copies of rollouts, {what}: {several(each)}")
+    return marked
 
 
 def arranged(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> list[Panel]:
@@ -627,39 +607,9 @@ def arranged(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> list[
     held = defaultdict(list)
     for r in rollouts:
         if args.keep_duplicates or not r.copy_of:
-            held[row_of(r.cell, args.rows), r.alpha].append(r)
+            held[r.cell.row, r.alpha].append(r)
     rows = sorted({row for row, _ in held}, key=lambda row: (len(row) if args.rows == "seed" else 0, row))
     return [Panel(row, a, f"{a:.{digits}g}", held[row, a], args.calib_tokens) for row in rows for a in alphas]
-
-
-def row_of(cell: Cell, by: str | None) -> str:
-    """The row of panels that a cell belongs to, for print; "" if all are pooled."""
-    return "" if by is None else getattr(cell, "name" if by == "cell" else by)
-
-
-def mark_copies(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> list[Rollout]:
-    """Mark exact copies of a rollout in other cells of the same model and the same panel, and note them.
-
-    Greedy decoding ignores the seed, and at alpha 0 all methods share the base's rollout: counted again
-    they would narrow the survival band for nothing.
-    """
-    first: dict[tuple[Any, ...], Rollout] = {}
-    marked, copies = [], defaultdict(list)
-    total = Counter(r.cell.name for r in rollouts)
-    for r in rollouts:
-        original = first.setdefault((row_of(r.cell, args.rows), r.alpha, r.cell.model, r.prompt, r.recorded), r)
-        if original is not r:
-            copies[r.cell.name, original.cell.name].append(r.alpha)
-            r = replace(r, copy_of=original.cell.name)
-        marked.append(r)
-    each = []
-    for (name, original_name), alphas in copies.items():
-        where = "" if len(alphas) == total[name] else f", alpha {several(sorted({*alphas}))}"
-        each.append(f"{len(alphas)} of {total[name]} of `{name}` (those of `{original_name}` again{where})")
-    if each:
-        what = "kept (--keep-duplicates)" if args.keep_duplicates else "left out"
-        notes.append(f"Exact copies of rollouts, {what}: {several(each)}")
-    return marked
 
 
 def findings(panels: Sequence[Panel], args: Args) -> list[str]:
@@ -675,25 +625,22 @@ def findings(panels: Sequence[Panel], args: Args) -> list[str]:
         what = "More than half of the deaths were above the threshold again later, perhaps noise of the probe"
         notes.append(f"{what} ({several(back)})")
     low, short = args.threshold, args.roll if args.edges == "pad" else 0
-    some = any(len(r.kl) >= short for panel in panels for r in panel.rollouts)
-    unsmoothed = "drawn unsmoothed" if some else "all of them: nothing is smoothed"
+    some = any(r.generated >= short for panel in panels for r in panel.rollouts)
+    unsmoothed = f"Rollouts shorter than --roll {short}, {'not smoothed' if some else 'all: nothing is smoothed'}"
     unusual: dict[str, Callable[[Rollout], Any]] = {
-        "Deaths without steering, the probe fails on the base model": lambda r: (
-            not r.alpha and r.fate.death is not None
-        ),
-        f"Rollouts shorter than --roll {short}, {unsmoothed}": lambda r: len(r.kl) < short,
+        "Deaths without steering, the probe fails on the base model": lambda r: not r.alpha and "died" in r.fate.end,
+        unsmoothed: lambda r: r.generated < short,
         "KL records cut short of their rollout, censored there": lambda r: r.cut,
-        "First below the threshold after what was observed, not counted as died": lambda r: (
-            r.fate.death is None and (r.pmass < low).any()
+        "Below the threshold only after what was observed, no death": lambda r: (
+            "died" not in r.fate.end and (r.pmass < low).any()
         ),
         "Rollouts without pmass at any fork, in no risk set": lambda r: r.fate.followed is None,
-        "Observed tokens whose KL is not finite, gaps": lambda r: (~np.isfinite(r.observed)).sum(),
-        "Observed tokens with a negative KL, below the axis": lambda r: (r.observed < -1e-3).sum(),
+        "Observed tokens whose KL is not finite, gaps": lambda r: (~np.isfinite(r.kl)).sum(),
+        "Observed tokens with a negative KL, below the axis": lambda r: (r.kl < -1e-3).sum(),
     }
     for what, count in unusual.items():
         where = [f"{panel.name}: {k}" for panel in panels if (k := sum(map(count, panel.rollouts)))]
-        if where:
-            notes.append(f"{what} ({several(where)})")
+        notes += [f"{what} ({several(where)})"] if where else []
     return notes
 
 
@@ -832,6 +779,8 @@ STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "spaghetti_kl_alive",  # the same input gives the same bytes
 }
+LEGEND: dict[str, Any] = {"loc": "upper left", "frameon": False, "borderaxespad": 0, "borderpad": 0}
+LEGEND |= {"labelspacing": 0.35, "columnspacing": 1.2, "handlelength": 1.5, "handletextpad": 0.5}
 REFERENCE: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (4, 2))}
 EOS_MARK: dict[str, Any] = {"marker": "|", "color": INK, "markersize": 5, "markeredgewidth": 0.8, "linestyle": "none"}
 DEATH_MARK: dict[str, Any] = {"marker": "x", "markersize": 3.4, "markeredgewidth": 0.9, "linestyle": "none"}
@@ -859,12 +808,6 @@ def colours(palette: str | None) -> tuple[Colour, Colour]:
         known = "deep, muted, colorblind, Set2, Dark2, husl"
         raise UsageError(f"--palette {palette!r} is none that seaborn knows; {known} are some") from None
     return to_rgb(alive), to_rgb(dead)
-
-
-def mixed(colour: Colour, other: float, share: float) -> Colour:
-    """The colour with a share of white (1) or black (0)."""
-    r, g, b = ((1 - share) * c + share * other for c in colour)
-    return r, g, b
 
 
 def digits(value: float, n: int) -> str:
@@ -921,23 +864,14 @@ def thinned(first: int, line: np.ndarray) -> np.ndarray:
     return np.stack([token + float(first), line[token]], axis=1)
 
 
-def y_limit(panels: Sequence[Panel]) -> float:
-    """Upper limit shared by all panels: 1.4 times the 99th percentile of the drawn values >= 0, without the control."""
-    steered = [panel for panel in panels if panel.alpha] or panels
-    drawn = np.concatenate([r.line[r.line >= 0] for panel in steered for r in panel.rollouts] or [np.empty(0)])
-    return max(1e-3, 1.4 * float(np.percentile(drawn, 99, overwrite_input=True))) if len(drawn) else 1.1
-
-
 def why_no_line(panel: Panel, top: float) -> str:
     """In words, why a panel shows no line; "" if it shows one."""
     lines = [r.line for r in panel.drawn]
-    largest = max((float(np.nanmax(np.abs(r.observed), initial=-1)) for r in panel.rollouts), default=-1)
     reasons = {
         f"no rollouts at α = {panel.label}": not panel.rollouts,
-        "rollouts of 0 tokens": all(r.n_tokens == 0 for r in panel.rollouts),
-        "no finite KL": largest < 0,
-        "KL = 0: no line": largest == 0 and not lines,
-        "KL ≤ 1e-8: no line": largest <= MIN_SCALE and not lines,
+        "no finite KL": not any(np.isfinite(r.kl).any() for r in panel.rollouts),
+        "KL ≤ 1e-8: no line": not lines
+        and all(np.nanmax(np.abs(r.kl), initial=0) <= MIN_SCALE for r in panel.rollouts),
         f"no KL in the first\n{panel.calib_tokens} tokens: no scale": not lines,
         "rollouts of 1 token": all(len(line) < 2 for line in lines),
         "all lines above the axis": all(np.nanmin(line) > top for line in lines),
@@ -948,7 +882,7 @@ def why_no_line(panel: Panel, top: float) -> str:
 
 def padded_spans(panel: Panel, args: Args) -> list[tuple[int, int]]:
     """The tokens at both ends of the longest rollout whose rolling mean holds repeated values."""
-    smoothed = [(r.n_tokens, len(r.kl)) for r in panel.rollouts if len(r.kl) >= args.roll and len(r.line)]
+    smoothed = [(len(r.line), r.generated) for r in panel.rollouts if r.generated >= args.roll and len(r.line)]
     if args.edges != "pad" or args.roll == 1 or not smoothed:
         return []
     end, generated = max(smoothed)
@@ -972,7 +906,7 @@ def header_text(sweep: Sweep) -> str:
         names = list(dict.fromkeys(getattr(cell, kind) for cell in sweep.cells))
         pooled = f"{kind}s pooled: " if len(names) > 1 and args.rows != "cell" else ""
         pieces += [pooled + several(names, 4)] if args.rows != kind else []
-    smoothed = args.roll > 1 and any(len(r.kl) >= args.roll or args.edges == "shrink" for r in sweep.rollouts)
+    smoothed = args.roll > 1 and any(r.generated >= args.roll or args.edges == "shrink" for r in sweep.rollouts)
     mean = f"mean of {args.roll} tokens, " + ("ends padded" if args.edges == "pad" else "fewer at the ends")
     pieces += [f"window {sweep.window} tokens", mean if smoothed else "not smoothed"]
     pieces.append("KL a ≤ b or a > b: 95th percentile of a panel's KL, and its budget α² · target KL, in nats")
@@ -987,125 +921,125 @@ def header_text(sweep: Sweep) -> str:
 
 
 def token_ticks(longest: int, axis: float, widest: float) -> tuple[list[int], float]:
-    """3 to 6 round tokens for an axis of so many inches, and the inches that their labels need.
+    """3 to 6 round tokens for an axis of so many inches, and the inches that it takes for labels of `widest` inches."""
+    from matplotlib.ticker import MaxNLocator
 
-    `widest`: the least width of a label, in inches.
-    """
-    fitting = []
-    for step in (m * 10**e // 10 for e in range(1, 17) for m in (10, 20, 25, 50)):
-        ticks = list(range(0, longest + 1, step))
-        if 3 <= len(ticks) <= 6:
-            half = [max(widest, text_width(str(t), 6.5)) / 2 for t in ticks]
-            half[0], half[-1] = 2 * half[0], 2 * half[-1]  # the outermost lean inwards
-            need = 0.06 + max(np.add(half[:-1], half[1:]))
-            fitting.append((ticks, need * longest / step * (1 + 2 * ROOM)))
-    return next((fit for fit in fitting if fit[1] <= axis), min(fitting, key=lambda fit: fit[1]))
+    for most in (5, 4, 3, 2):
+        spaced = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=3).tick_values(0, longest)
+        ticks = [int(t) for t in spaced if t <= longest]
+        half = [max(widest, text_width(str(t), 6.5)) / 2 for t in ticks]
+        half[0], half[-1] = 2 * half[0], 2 * half[-1]  # the outermost lean inwards
+        need = (0.06 + max(np.add(half[:-1], half[1:]))) * longest / ticks[1] * (1 + 2 * ROOM)
+        if need <= axis:
+            break
+    return ticks, need
 
 
 class Page(NamedTuple):
-    """Where everything stands, in inches, and what the panels share."""
+    """What the panels share."""
 
     args: Args
-    rows: list[list[Panel]]
-    colours: tuple[Colour, Colour]
-    header: list[str]  # lines
-    legend_columns: int
-    head: float  # height of header and legend
-    heights: list[float]  # of one row of panels: title, KL, space, strip, labels
-    width: float
-    height: float
-    column: float  # width of a panel
+    alive: Colour
+    dead: Colour
+    column: float  # width of a panel, inches
     longest: int  # tokens
     ticks: list[int]  # tokens
     bottom: float  # KL, slightly below zero, so that a mark at zero is whole
     top: float  # KL
 
 
-def plan(sweep: Sweep) -> Page:
-    """Lay a sweep's panels out on a page that is as wide as their words and numbers need.
+def blank_page(sweep: Sweep) -> tuple[Page, Figure, GridSpec]:
+    """A page as wide as a sweep's words and numbers need, with header and legend, and the grid for its panels.
 
-    Raises SweepError where the page is larger than its file format holds.
+    A row of panels has five rows in the grid: title, KL, space, strip, labels. Without --rows up to 6 panels stand side
+    by side, else what leaves the fewest empty places. Raises SweepError where a file format cannot hold the page.
     """
-    args, panels = sweep.args, sweep.panels
-    if args.rows:
-        rows = [[p for p in panels if p.row == row] for row in dict.fromkeys(p.row for p in panels)]
-    else:  # in balanced rows: up to 6 in one, else those that leave the fewest empty places, wider first
-        n = len(panels)
-        ncols = args.ncols or (n if n <= 6 else min((6, 5, 4, 3), key=lambda columns: -n % columns))
-        rows = [panels[i : i + ncols] for i in range(0, n, ncols)]
-    n_columns = max(map(len, rows))
+    from matplotlib.figure import Figure
+
+    args, panels, n = sweep.args, sweep.panels, len({panel.alpha for panel in sweep.panels})
+    balanced = n if n <= 6 else min((6, 5, 4, 3), key=lambda columns: -n % columns)
+    n_columns = n if args.rows else min(n, args.ncols or balanced)
+    n_rows = -(-len(panels) // n_columns)
     paper, share = (3.3, n_columns) if n_columns <= 2 else (6.8, max(4, n_columns))  # a column of a paper, or its page
     words = {line for panel in panels for line in panel_words(panel)}
     title = max(text_width(left, bold=True) + text_width(right) + 0.14 for left, _, right in words)
     column = max(title, (paper - LEFT - EDGE + GAP) / share - GAP)
-    longest = max([20, *(r.n_tokens for panel in panels for r in panel.rollouts)])
+    longest = max([20, *(len(r.kl) for panel in panels for r in panel.rollouts)])
     ticks, need = token_ticks(longest, column, text_width(str(max(p.n for p in panels)), 6.5) * args.survival)
     column = max(column, need)
     width = LEFT + n_columns * (column + GAP) - GAP + EDGE
-    header = header_text(sweep)
-    letters = int(0.92 * len(header) * (width - 2 * EDGE) / text_width(header))
-    lines = textwrap.wrap(header, letters, break_on_hyphens=False)
+    text = header_text(sweep)
+    letters = int(0.92 * len(text) * (width - 2 * EDGE) / text_width(text))
+    header = textwrap.wrap(text, letters, break_on_hyphens=False)
     legend_columns = max(1, int(width / 1.62))
-    head = 2 * EDGE + (len(lines) + 0.9 * -(-9 // legend_columns)) * LINE
-    heights = [MAIN, SPACE, STRIP, 0.36] if args.survival else [MAIN, 0, 0, 0.26]
-    heights = [(5.1 if args.rows else 3.6) * LINE, *heights]
-    height = head + len(rows) * sum(heights)
+    head = 2 * EDGE + (len(header) + 0.9 * -(-9 // legend_columns)) * LINE
+    heights = [(5.1 if args.rows else 3.6) * LINE, MAIN, *([SPACE, STRIP, 0.36] if args.survival else [0, 0, 0.26])]
+    height = head + n_rows * sum(heights)
     check_size(width, height, args)
-    top = y_limit(panels)
-    bottom = -0.03 * (min(0.1, top) if args.kl_log else top)
-    shades = colours(args.palette)
-    return Page(
-        args, rows, shades, lines, legend_columns, head, heights, width, height, column, longest, ticks, bottom, top
-    )
+
+    page = Page(args, *colours(args.palette), column, longest, ticks, *kl_limits(panels, args.kl_log))
+    figure = Figure(figsize=(width, height))
+    for i, line in enumerate(header):
+        figure.text(EDGE, height - EDGE - (i + 0.8) * LINE, line, transform=figure.dpi_scale_trans)
+    corner = (EDGE / width, 1 - (1.5 * EDGE + len(header) * LINE) / height)
+    handles = legend_handles(page, any(padded_spans(panel, args) for panel in panels))
+    figure.legend(handles=handles, bbox_to_anchor=corner, ncols=legend_columns, **LEGEND)
+    grid = figure.add_gridspec(5 * n_rows, n_columns, height_ratios=heights * n_rows, hspace=0)
+    sides = {"left": LEFT / width, "right": 1 - EDGE / width, "top": 1 - head / height, "bottom": 0}
+    grid.update(wspace=GAP / column, **sides)
+    return page, figure, grid
+
+
+def kl_limits(panels: Sequence[Panel], kl_log: bool) -> tuple[float, float]:
+    """Limits of the KL axis: 1.4 times the 99th percentile of the drawn values >= 0, without those of the control."""
+    steered = [panel for panel in panels if panel.alpha] or panels
+    drawn = np.concatenate([r.line[r.line >= 0] for panel in steered for r in panel.rollouts] or [np.empty(0)])
+    top = max(1e-3, 1.4 * float(np.percentile(drawn, 99, overwrite_input=True))) if len(drawn) else 1.1
+    return -0.03 * (min(0.1, top) if kl_log else top), top
 
 
 def check_size(width: float, height: float, args: Args) -> None:
     """Raise SweepError where a page of this size in inches is larger than its file format holds."""
     pixels = [math.ceil(side * args.dpi) for side in (width, height)]
-    png = "png" in args.formats and (max(pixels) >= 2**16 or math.prod(pixels) > 4e8)
-    if png or ("pdf" in args.formats and max(width, height) > 200):
-        limit = (
-            "a PNG can hold (65535 a side, 400 million in all)" if png else "a PDF page can hold (200 inches a side)"
-        )
-        size = f"{pixels[0]} x {pixels[1]} pixels, {width:.0f} x {height:.0f} inches"
-        advice = "use fewer --alphas, --no-survival, another --ncols, fewer --rows or a lower --dpi"
-        raise SweepError(f"the figure would be {size}, more than {limit}\n{advice}")
+    limits = {
+        "a PNG can hold (65535 a side, 400 million in all)": max(pixels) >= 2**16 or math.prod(pixels) > 4e8,
+        "a PDF page can hold (200 inches a side)": max(width, height) > 200,
+    }
+    for limit, is_over in limits.items():
+        if is_over and limit[2:5].lower() in args.formats:
+            size = f"{pixels[0]} x {pixels[1]} pixels, {width:.0f} x {height:.0f} inches"
+            advice = "use fewer --alphas, --no-survival, another --ncols, fewer --rows or a lower --dpi"
+            raise SweepError(f"the figure would be {size}, more than {limit}\n{advice}")
 
 
-def draw_head(figure: Figure, page: Page) -> None:
-    """The header's lines and the legend under them."""
+def legend_handles(page: Page, padded: bool) -> list[Any]:
+    """What the legend shows."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    for i, line in enumerate(page.header):
-        figure.text(EDGE, page.height - EDGE - (i + 0.8) * LINE, line, transform=figure.dpi_scale_trans)
-    (alive, dead), args = page.colours, page.args
-    reference = f"p95 of the first {args.calib_tokens} tokens" if args.normalize_kl else "budget"
+    args = page.args
     lines: dict[str, dict[str, Any]] = {
-        f"alive (pmass ≥ {args.threshold:g})": {"color": alive, "linewidth": 1.8},
-        "dead": {"color": dead, "linewidth": 1.8},
-        "death": DEATH_MARK | {"color": mixed(dead, 0, 0.5)},
+        f"alive (pmass ≥ {args.threshold:g})": {"color": page.alive, "linewidth": 1.8},
+        "dead": {"color": page.dead, "linewidth": 1.8},
+        "death": DEATH_MARK | {"color": [c / 2 for c in page.dead]},
         "EOS": EOS_MARK,
         "median (dotted: < half left)": MEDIAN,
-        reference: REFERENCE,
+        f"p95 of the first {args.calib_tokens} tokens" if args.normalize_kl else "budget": REFERENCE,
     }
-    lines |= {"share alive, at forks": SHARE} if args.survival else {}
-    handles: list[Any] = [Line2D([], [], label=label, **look) for label, look in lines.items()]
+    areas: dict[str, dict[str, Any]] = {}
     if args.survival:
-        handles.append(Patch(facecolor=BAND, alpha=0.45, label="its 95 % interval"))
-    if any(padded_spans(panel, args) for row in page.rows for panel in row):
-        handles.append(Patch(facecolor=PADDED, label="ends padded (early too)"))
-    look: dict[str, Any] = {"frameon": False, "borderaxespad": 0, "borderpad": 0, "labelspacing": 0.35}
-    look |= {"columnspacing": 1.2, "handlelength": 1.5, "handletextpad": 0.5, "ncols": page.legend_columns}
-    place = (EDGE / page.width, 1 - (1.5 * EDGE + len(page.header) * LINE) / page.height)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, **look)
+        lines["share alive, at forks"] = SHARE
+        areas["its 95 % interval"] = {"facecolor": BAND, "alpha": 0.45}
+    if padded:
+        areas["ends padded (early too)"] = {"facecolor": PADDED}
+    handles = [Line2D([], [], label=label, **look) for label, look in lines.items()]
+    return handles + [Patch(label=label, **look) for label, look in areas.items()]
 
 
 def draw_title(ax: Axes, panel: Panel, page: Page) -> None:
     """The three lines over a panel."""
-    dead = page.colours[1]
-    on_dead = INK if np.dot(dead, (0.3, 0.6, 0.1)) > 0.45 else "white"
-    boxes = {"dead": (dead, dead, on_dead), "back": ("white", dead, INK), "over": (INK, INK, "white")}
+    on_dead = INK if np.dot(page.dead, (0.3, 0.6, 0.1)) > 0.45 else "white"
+    boxes = {"dead": (page.dead, page.dead, on_dead), "back": ("white", page.dead, INK), "over": (INK, INK, "white")}
     for i, (left, badge, right) in enumerate(panel_words(panel)):
         y = 72 * LINE * (2.3 - i)
         look: dict[str, Any] = {"weight": "bold" if badge or i == 0 else "normal"}
@@ -1113,8 +1047,7 @@ def draw_title(ax: Axes, panel: Panel, page: Page) -> None:
             face, edge, ink = boxes[badge]
             look |= {"color": ink, "bbox": {"boxstyle": "square,pad=0.14", "fc": face, "ec": edge, "lw": 0.8}}
         ax.annotate(left, (0, 1), (1.5 * bool(badge), y), "axes fraction", "offset points", **look)
-        if right:
-            ax.annotate(right, (1, 1), (0, y), "axes fraction", "offset points", ha="right")
+        ax.annotate(right, (1, 1), (0, y), "axes fraction", "offset points", ha="right")
 
 
 def draw_lines(ax: Axes, panel: Panel, page: Page) -> None:
@@ -1128,7 +1061,7 @@ def draw_lines(ax: Axes, panel: Panel, page: Page) -> None:
     for i in np.random.default_rng(0).permutation(panel.n):
         line, death = panel.rollouts[i].line, panel.rollouts[i].fate.death
         cut = len(line) if death is None else death
-        for start, stop, shade in ((0, cut + 1 if cut else 0, page.colours[0]), (cut, len(line), page.colours[1])):
+        for start, stop, shade in ((0, cut + 1 if cut else 0, page.alive), (cut, len(line), page.dead)):
             if start < min(stop, len(line)):  # the two share the vertex of death
                 parts.append(thinned(start, line[start:stop]))
                 shades.append(shade)
@@ -1145,13 +1078,11 @@ def draw_lines(ax: Axes, panel: Panel, page: Page) -> None:
 
 def draw_marks(ax: Axes, panel: Panel, page: Page) -> None:
     """A cross where a rollout died, a tick where it reached EOS; the more of them, the smaller and fainter."""
-    ends = [(r.line, r.n_tokens - 1) for r in panel.drawn if r.eos]
-    deaths = [(r.line, min(r.fate.death, r.n_tokens - 1)) for r in panel.drawn if r.fate.death is not None]
+    ends = [(r.line, len(r.line) - 1) for r in panel.drawn if r.eos]
+    deaths = [(r.line, min(r.fate.death, len(r.line) - 1)) for r in panel.drawn if r.fate.death is not None]
     share = min(1.0, math.sqrt(32 / max(1, len(ends) + len(deaths))))
-    scale = ax.yaxis.get_transform()
-    low, high = scale.transform(np.array([page.bottom, page.top]))
-    edges = scale.inverted().transform(np.array([low + 0.03 * (high - low), high - 0.03 * (high - low)]))
-    for points, mark in ((ends, EOS_MARK), (deaths, DEATH_MARK | {"color": mixed(page.colours[1], 0, 0.5)})):
+    edges = (ax.transAxes - ax.transData).transform([(0, 0.03), (0, 0.97)])[:, 1]
+    for points, mark in ((ends, EOS_MARK), (deaths, DEATH_MARK | {"color": [c / 2 for c in page.dead]})):
         finite = [np.flatnonzero(np.isfinite(line)) for line, _ in points]  # inside a gap, at the nearest value
         y = [line[k[np.abs(k - t).argmin()]] for (line, t), k in zip(points, finite, strict=True)]
         look = mark | {"markersize": mark["markersize"] * max(0.4, share), "alpha": max(0.3, share)}
@@ -1168,12 +1099,13 @@ def draw_reference(ax: Axes, panel: Panel, page: Page) -> None:
     for level in levels:
         if level <= page.top:
             ax.axhline(level, zorder=3.5, **REFERENCE)
-    bottom, level, top = ax.yaxis.get_transform().transform(np.array([page.bottom, max(levels, default=0), page.top]))
-    high = bool(off) or level - bottom > 0.86 * (top - bottom)
-    look: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "top" if high else "bottom"}
-    look |= {"bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75}, "size": 6, "zorder": 6}
-    if words:
-        ax.text(0.99, 0.98 * page.top if high else levels[0] + 0.01 * page.top, words, **look)
+    y = (ax.transData - ax.transAxes).transform((0, max(levels, default=0)))[1]
+    y, side = (y + 0.01, "bottom") if y < 0.86 and not off else (0.98, "top")
+    look: dict[str, Any] = {
+        "bbox": {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75},
+        "size": 6,
+    }
+    ax.text(0.99, y, words, transform=ax.transAxes, ha="right", va=side, zorder=6, **look)
 
 
 def draw_panel(ax: Axes, panel: Panel, page: Page) -> None:
@@ -1184,6 +1116,7 @@ def draw_panel(ax: Axes, panel: Panel, page: Page) -> None:
         ax.set_yscale("symlog", linthresh=0.1)
     else:
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(lambda kl, _: f"{kl:g}")
     ax.set_ylim(page.bottom, page.top)
     draw_title(ax, panel, page)
     if panel.drawn:
@@ -1202,26 +1135,22 @@ def draw_strip(ax: Axes, panel: Panel, page: Page) -> None:
     Between two forks the interval runs from the next one's lower limit to the previous one's upper limit, as
     death is seen only at forks. Band and numbers at risk as KMunicate asks: Morris et al. (2019), BMJ Open 9:e030215.
     """
-    from matplotlib.collections import PolyCollection
-
     ax.set(ylim=(-0.06, 1.06), yticks=[0, 1])
     curve = panel.survival
-    if len(curve.forks) == 0:
-        return
-    t = np.r_[0, np.repeat(curve.forks, 2)]  # before and after each fork
-    s, high = (np.r_[1, 1, np.repeat(values, 2)[:-1]] for values in (curve.s, curve.high))
-    low = np.r_[np.repeat(curve.low, 2), curve.low[-1:]]
-    alive, dead = (mixed(colour, 1, 0.72) for colour in page.colours)
-    areas = ((0 * s, s, alive, 1.0), (s, 0 * s + 1, dead, 1.0), (low, high, BAND, 0.45))
-    for zorder, (below, above, colour, opacity) in enumerate(areas):
-        outline = np.stack([np.r_[t, t[::-1]], np.r_[below, above[::-1]]], axis=1)
-        area = PolyCollection([outline], facecolors=colour, alpha=opacity, linewidths=0, zorder=1 + zorder / 4)
-        ax.add_collection(area, autolim=False)
-    ax.plot(t, s, zorder=3, clip_on=False, markevery=slice(2, None, 2), **SHARE)
+    t, s = np.r_[0, curve.forks], np.r_[1, curve.s]
+    low, high = np.r_[curve.low, curve.low[-1:]], np.r_[1, curve.high]
+    if len(curve.forks):
+        for below, above, colour, opacity in (
+            (0, s, page.alive, 0.28),
+            (s, 1, page.dead, 0.28),
+            (low, high, BAND, 0.45),
+        ):
+            ax.fill_between(t, below, above, step="post", color=colour, alpha=opacity, linewidth=0)
+        ax.plot(t, s, drawstyle="steps-post", markevery=slice(1, None), clip_on=False, zorder=3, **SHARE)
 
 
-def draw_labels(ax: Axes, lowest: Axes, panel: Panel, page: Page) -> None:
-    """Round tokens under a panel, with how many are at risk there, and left of a row's first panel what they are."""
+def draw_labels(ax: Axes, lowest: Axes, panel: Panel, page: Page, first: bool) -> None:
+    """Round tokens under a panel, with how many are at risk there, and left of a row's `first` panel what they are."""
     args, labels = page.args, [str(t) for t in page.ticks]
     if args.survival:
         last = panel.survival.forks.max(initial=-1)
@@ -1232,10 +1161,9 @@ def draw_labels(ax: Axes, lowest: Axes, panel: Panel, page: Page) -> None:
     texts[0].set_horizontalalignment("left")
     if page.longest - page.ticks[-1] < 0.1 * page.longest:
         texts[-1].set_horizontalalignment("right")
-    ax.yaxis.set_major_formatter(lambda kl, _: f"{kl:g}")
-    first = any(panel is row[0] for row in page.rows)
     for axes in {ax: 0, lowest: 0}:
         axes.set_xlim(-ROOM * page.longest, (1 + ROOM) * page.longest)
+        axes.set_xticks(page.ticks)
         axes.tick_params(labelleft=first, labelbottom=axes is lowest)
         axes.yaxis.set_label_coords((0.17 - LEFT) / page.column, 0.5)
     if first:
@@ -1264,26 +1192,17 @@ def draw(sweep: Sweep, say: Callable[[str], None] = lambda _: None) -> Figure:
 
     `say` is told in words how far it is. Raises SweepError where it would be larger than its formats hold.
     """
-    from matplotlib.figure import Figure
-
     with styled():
-        page = plan(sweep)
-        figure = Figure(figsize=(page.width, page.height))
-        draw_head(figure, page)
-        n_rows, n_columns = len(page.rows), max(map(len, page.rows))
-        grid = figure.add_gridspec(5 * n_rows, n_columns, height_ratios=page.heights * n_rows)
-        sides = {"left": LEFT / page.width, "right": 1 - EDGE / page.width, "top": 1 - page.head / page.height}
-        grid.update(hspace=0, wspace=GAP / page.column, bottom=0, **sides)
-        for i, row in enumerate(page.rows):
-            for j, panel in enumerate(row):
-                say(f"drawing panel {i * n_columns + j + 1} of {len(sweep.panels)}")
-                ax = lowest = figure.add_subplot(grid[5 * i + 1, j])
-                draw_panel(ax, panel, page)
-                if page.args.survival:
-                    lowest = figure.add_subplot(grid[5 * i + 3, j])
-                    draw_strip(lowest, panel, page)
-                    ax.set_xticks(page.ticks)
-                draw_labels(ax, lowest, panel, page)
+        page, figure, grid = blank_page(sweep)
+        for k, panel in enumerate(sweep.panels):
+            say(f"drawing panel {k + 1} of {len(sweep.panels)}")
+            i, j = divmod(k, grid.ncols)
+            ax = lowest = figure.add_subplot(grid[5 * i + 1, j])
+            draw_panel(ax, panel, page)
+            if sweep.args.survival:
+                lowest = figure.add_subplot(grid[5 * i + 3, j])
+                draw_strip(lowest, panel, page)
+            draw_labels(ax, lowest, panel, page, first=j == 0)
     return figure
 
 
@@ -1313,7 +1232,7 @@ def budget_row(panel: Panel) -> dict[str, str]:
 
 def threshold_row(panel: Panel, threshold: float) -> dict[str, str]:
     """How many deaths there are, last token included, at the threshold and around it; as printed."""
-    lowest = [np.fmin.reduce(r.pmass[r.forks <= r.n_tokens], initial=1.0) for r in panel.rollouts]  # but for NaN
+    lowest = [np.fmin.reduce(r.pmass[r.forks <= len(r.kl)], initial=1.0) for r in panel.rollouts]  # but for NaN
     levels = [round(threshold + step, 10) for step in (-0.1, -0.05, 0, 0.05, 0.1)]
     return {f"{level:g}": str(sum(low < level for low in lowest)) for level in levels if 0 < level <= 1}
 
@@ -1329,10 +1248,8 @@ def summary_text(sweep: Sweep) -> str:
         rows = [name | {"alpha": p.label} | row_of(p) for name, p in zip(names, sweep.panels, strict=True)]
         return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True, stralign="right")
 
-    cells = [
-        f"`{c.name}` ({c.model}, {c.method}, seed {c.seed}, layer {c.layer}, c_star {c.c_star})" for c in sweep.cells
-    ]
-    notes = [f"Cells used: {several(cells)}", *sweep.notes, f"Settings: {sweep.settings()}"]
+    cells = several(f"`{cell.name}` ({cell.about})" for cell in sweep.cells)
+    notes = [f"Cells used: {cells}", *sweep.notes, f"Settings: {sweep.settings()}"]
     return f"""# KL(steered || base) and survival: {sweep.name}
 
 ## Is the model still alive?
@@ -1397,14 +1314,14 @@ def rollouts_csv(rollouts: Sequence[Rollout]) -> str:
             "cell": r.cell.name,
             "prompt": r.prompt,
             "alpha": f"{r.alpha:.12g}",
-            "observed_tokens": r.n_tokens,
+            "observed_tokens": len(r.kl),
             "end": r.fate.end,
             "eos": int(r.eos),
             "death_token": r.fate.death,
             "recovered": int(r.fate.recovered),
             "kl_p95_nats": r.kl_p95,
             "budget_nats": r.budget,
-            "budget_kept": "" if math.isnan(r.budget + r.kl_p95) else "over" if r.above_budget(r.kl_p95) else "within",
+            "budget_kept": "" if math.isnan(r.budget + r.kl_p95) else "over" if r.kl_p95 > r.budget else "within",
             "scale_nats": r.scale,
             "line_max": math.nan if peak is None else float(r.line[peak]),
             "line_max_token": peak,
@@ -1433,19 +1350,15 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
     for name in contents:
         if (out / name).is_dir():
             raise IsADirectoryError(21, f"{name} is a folder")
-    for stale in out.glob(".kl_alive_*.part"):  # of a run that was killed; one that runs needs its own for a moment
+    for stale in out.glob(".kl_alive_*"):  # of a run that was killed; one that runs needs its own for a moment
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 60:
-                stale.unlink()
-    parts = {name: out / f".{name}.{os.getpid()}.{threading.get_ident()}.part" for name in contents}
-    try:
-        for name, part in parts.items():
-            part.write_bytes(contents[name])
-        for name, part in parts.items():
-            part.replace(out / name)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+                shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(prefix=".kl_alive_", dir=out) as parts:
+        for name, content in contents.items():
+            Path(parts, name).write_bytes(content)
+        for name in contents:
+            Path(parts, name).replace(out / name)
 
 
 def write(sweep: Sweep, say: Callable[[str], None] = lambda _: None) -> list[Path]:

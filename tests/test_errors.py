@@ -98,7 +98,7 @@ def test_a_runs_root_without_cells_is_named_with_what_a_cell_needs(tmp_path, out
 def test_a_filter_that_matches_no_cell_is_named_with_the_cells_there_are(sweep, out):
     error = refused(out, 1, "--runs-root", sweep, "--model-contains", "gpt")
     assert str(sweep) in error and "'gpt'" in error
-    assert "a (org/m), b (org/m)" in error
+    assert "`a`, `b`: neither folder name nor model, org/m, contains 'gpt'" in error
 
 
 def test_of_very_many_cells_the_first_ones_and_a_count_are_named(tmp_path, out):
@@ -106,14 +106,14 @@ def test_of_very_many_cells_the_first_ones_and_a_count_are_named(tmp_path, out):
     for i in range(101, 140):
         (tmp_path / "r" / f"c{i}").symlink_to(cell)
     error = refused(out, 1, "--runs-root", tmp_path / "r", "--model-contains", "gpt")
-    assert "c100 (org/m)" in error and "c139" not in error
+    assert "`c100`" in error and "c139" not in error and "org/m" in error
     assert "and 28 more" in error
 
 
 def test_a_runs_root_one_level_too_high_names_the_folder_that_holds_the_cells(sweep, tmp_path, out):
     (tmp_path / "another").mkdir()
     error = refused(out, 1, "--runs-root", tmp_path)
-    assert f"2 in {sweep}" in error
+    assert f"2 cells are in {sweep}" in error
     assert f"--runs-root {sweep}" in error
 
 
@@ -225,7 +225,7 @@ def test_a_runs_root_may_itself_be_the_only_cell(sweep, monkeypatch):
 
 DAMAGE = {
     "not an object": ("trajectory.json", lambda c: [c], "of type list, not dict"),
-    "no KL": ("trajectory.json", lambda c: {"kl": c[KL]}, f'the key "{KL}" is missing'),
+    "no KL": ("trajectory.json", lambda c: {"kl": c[KL]}, f"the key '{KL}' is missing"),
     "KL a list": ("trajectory.json", lambda c: {KL: []}, "of type list, not dict"),
     "alpha a number": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": 3}}, "of type int, not list"),
     "rollout a number": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": [3.0]}}, "alpha 1, rollout 0"),
@@ -244,14 +244,18 @@ DAMAGE = {
     "pmass below 0": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [[1, -0.01, 1]] * 6}}, "not in [0, 1]"),
     "pmass infinite": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [[1, 1, 1e999]] * 6}}, "not in [0, 1]"),
     "pmass a word": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [["", 1, 1]] * 6}}, "pmass_eval at alpha 1"),
-    "no forks": ("pmass.json", lambda c: {k: v for k, v in c.items() if k != "fork_points"}, '"fork_points"'),
+    "no forks": (
+        "pmass.json",
+        lambda c: {k: v for k, v in c.items() if k != "fork_points"},
+        "'fork_points' is missing",
+    ),
     "fork negative": ("pmass.json", lambda c: c | {"fork_points": [-1, 5, 20]}, "whole numbers >= 0"),
     "fork between": ("pmass.json", lambda c: c | {"fork_points": [0.5, 5, 20]}, "whole numbers >= 0"),
     "fork null": ("pmass.json", lambda c: c | {"fork_points": [None, 5, 20]}, "whole numbers >= 0"),
     "length negative": ("pmass.json", lambda c: c | {LENGTHS: {k: [-1] * 6 for k in c[MASS]}}, "whole numbers >= 0"),
     "length null": ("pmass.json", lambda c: c | {LENGTHS: {k: [None] * 6 for k in c[MASS]}}, "whole numbers >= 0"),
     "computed a word": ("pmass.json", lambda c: c | {"computed": "no"}, '"computed" is of type str, not bool'),
-    "no model": ("calib.json", lambda c: {k: v for k, v in c.items() if k != "model"}, 'the key "model" is missing'),
+    "no model": ("calib.json", lambda c: {k: v for k, v in c.items() if k != "model"}, "the key 'model' is missing"),
     "model null": ("calib.json", lambda c: c | {"model": None}, '"model"'),
     "target 0": ("calib.json", lambda c: c | {"target_kl": 0}, '"target_kl" is 0'),
     "target null": ("calib.json", lambda c: c | {"target_kl": None}, '"target_kl" is None'),
@@ -353,7 +357,7 @@ def test_null_means_nan_in_kl_and_in_pmass(tmp_path):
     assert [r.fate.death for r in null.rollouts] == [3, None]  # a fork that was not measured kills nobody
     assert null.notes == nan.notes
     assert "alpha 1: 5" in noted(null, "not finite")
-    assert null.rollouts[0].observed.tolist()[1:] == [3, 2, 1]
+    assert null.rollouts[0].kl.tolist()[1:] == [3, 2, 1]
 
 
 def test_pmass_may_be_above_one_by_what_single_precision_leaves(tmp_path):
@@ -364,7 +368,7 @@ def test_pmass_may_be_above_one_by_what_single_precision_leaves(tmp_path):
 def test_without_gen_lens_a_rollout_is_as_long_as_its_kl(tmp_path):
     write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 40, [1.0] * 39, [1.0] * 50]}, {"1": [[1, 1, 1]] * 3})
     held = read(tmp_path / "r")
-    assert [r.n_tokens for r in held.rollouts] == [40, 39, 40]
+    assert [len(r.kl) for r in held.rollouts] == [40, 39, 40]
     assert ends(held) == ["alive", "censored", "alive"]
 
 
@@ -387,7 +391,7 @@ def test_lengths_belong_to_the_metric(tmp_path):
     more = {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}
     edit(folder / "pmass.json", lambda c: c.update(pmass=c[MASS], pmass_x=c[MASS], pmass_y=c[MASS], **more))
     for metric, length in (("pmass_eval", 40), ("pmass", 7), ("pmass_x", 9), ("pmass_y", 40)):
-        assert [r.n_tokens for r in read(tmp_path / "r", metric=metric).rollouts] == [length]
+        assert [len(r.kl) for r in read(tmp_path / "r", metric=metric).rollouts] == [length]
 
 
 def test_a_metric_that_the_files_lack_lists_those_they_have(sweep, out):

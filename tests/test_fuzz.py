@@ -158,7 +158,7 @@ def expected_ends(cell: Path, alpha: float, args: ska.Args) -> list[tuple]:
 
 def ends_of(rollouts: Sequence[ska.Rollout], name: str, alpha: float) -> list[tuple]:
     held = [r for r in rollouts if r.cell.name == name and r.alpha == alpha]
-    return [(r.prompt, r.n_tokens, r.fate.end, r.fate.death) for r in held]
+    return [(r.prompt, len(r.kl), r.fate.end, r.fate.death) for r in held]
 
 
 def check_read(root: Path, sweep: ska.Sweep) -> None:

@@ -113,7 +113,7 @@ def test_every_rollout_ends_in_exactly_one_of_four_ways(tmp_path_factory, rows, 
     for (length, g, mass), rollout in zip(rows, panel.rollouts, strict=True):
         n_tokens = min(length, g, window)
         ended = g < window or length < min(g, window)
-        assert rollout.n_tokens == n_tokens
+        assert len(rollout.kl) == n_tokens
         assert tuple(rollout.fate) == fate_by_loop(list(zip(forks, mass, strict=True)), n_tokens, 0.8, ended)
         assert rollout.cut == (length < min(g, window))
         assert rollout.eos == (g < window and length >= g)
@@ -231,7 +231,7 @@ def test_kl_of_more_than_a_million_nats_of_either_sign_is_not_finite(tmp_path):
     kl = [1.0, 1e6, 1.00001e6, -1.00001e6, -1e6, 1.0]
     (rollout,) = lines_of(tmp_path, [kl], [6], roll=1, normalize_kl=False)
     np.testing.assert_array_equal(rollout.line, [1, 1e6, math.nan, math.nan, -1e6, 1])
-    np.testing.assert_array_equal(rollout.observed, rollout.line)
+    np.testing.assert_array_equal(rollout.kl, rollout.line)
 
 
 PADDING = {"NaN": math.nan, "null": None, "infinite": math.inf, "loud": 1000.0, "zero": 0.0}
@@ -241,7 +241,7 @@ PADDING = {"NaN": math.nan, "null": None, "infinite": math.inf, "loud": 1000.0, 
 @pytest.mark.parametrize("padding", PADDING)
 def test_a_rollout_of_constant_kl_1_followed_by_padding_is_1_to_its_end(tmp_path, padding, edges):
     (rollout,) = lines_of(tmp_path, [30 * [1.0] + 10 * [PADDING[padding]]], [30], roll=9, edges=edges)
-    assert rollout.n_tokens == 30
+    assert len(rollout.kl) == 30
     assert rollout.scale == pytest.approx(1, rel=1e-12)
     np.testing.assert_allclose(rollout.line, 30 * [1.0], rtol=1e-6)
 

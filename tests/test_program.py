@@ -100,7 +100,8 @@ def send(number: signal.Signals) -> Callable[..., None]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """What the files of a folder hold; of the folders in it, nothing."""
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -560,7 +561,7 @@ MOMENTS = {
     "reading": whenever("open", "trajectory.json", send(signal.SIGINT)),
     "drawing": at_drawing,
     "saving": at_saving,
-    "writing": whenever("open", f".{ska.ROLLOUTS}", send(signal.SIGINT)),
+    "writing": whenever("open", ska.ROLLOUTS, send(signal.SIGINT)),
     "renaming": whenever("os.rename", ska.ROLLOUTS, send(signal.SIGINT)),
 }
 
