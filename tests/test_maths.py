@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from oracles import beta_product, lifelines_survival, smoothed
 from sweeps import write_cell
 
 import spaghetti_kl_alive as ska
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from lifelines import KaplanMeierFitter
 
 LEVELS = [0.0, 0.5, 0.79, 0.8, 0.81, 1.0, math.nan]  # pmass, on a grid that holds the threshold itself
 KL = st.lists(st.one_of(st.floats(0, 20), st.sampled_from([math.nan, math.inf, -math.inf])), max_size=60)
@@ -120,20 +115,6 @@ def test_every_rollout_ends_in_exactly_one_of_four_ways(tmp_path_factory, rows, 
 
 
 # ------------------------------------------------------------------------- the line and its scale
-
-
-def smoothed(kl: Sequence[float], roll: int, edges: str) -> list[float]:
-    """The rolling mean by its definition, a token at a time."""
-    kl = list(kl)
-    if edges == "pad":
-        if len(kl) < roll:
-            return [value if math.isfinite(value) else math.nan for value in kl]
-        kl = kl[:1] * (roll // 2) + kl + kl[-1:] * (roll // 2)
-        windows = [kl[t : t + roll] for t in range(len(kl) - 2 * (roll // 2))]
-    else:
-        windows = [kl[max(0, t - roll // 2) : max(0, t - roll // 2 + roll)] for t in range(len(kl))]
-    finite = [[value for value in window if math.isfinite(value)] for window in windows]
-    return [math.fsum(values) / len(values) if values else math.nan for values in finite]
 
 
 @settings(max_examples=200)
@@ -271,37 +252,6 @@ def survival(lives: Sequence[tuple[int, bool]], forks: Sequence[int], weight: fl
     return ska.kaplan_meier(followed, died, np.array(forks, dtype=int), weight)
 
 
-def lifelines_survival(lives: Sequence[tuple[int, bool]], forks: Sequence[int]) -> list[float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitter = KaplanMeierFitter().fit(*zip(*lives, strict=True), timeline=list(forks))
-    return fitter.survival_function_.iloc[:, 0].tolist()
-
-
-def beta_product(lives: Sequence[tuple[int, bool]], forks: Sequence[int], weight: float) -> tuple[float, float]:
-    """Its 95 % limits at the last fork: the product of beta variables by two moments, a fork at a time."""
-    mean = square = 1.0
-    for fork in forks:
-        risk = weight * sum(t >= fork for t, _ in lives)
-        deaths = weight * sum(dead and t == fork for t, dead in lives)
-        if deaths:
-            factor = stats.beta(risk - deaths + 1, deaths)
-            mean, square = mean * factor.mean(), square * (factor.var() + factor.mean() ** 2)
-    if risk == deaths:  # nobody is left, so S may be 0 from here on
-        return 0.0, limit(0.975, mean, square)
-    last = stats.beta(risk - deaths, 1)
-    return limit(0.025, mean * last.mean(), square * (last.var() + last.mean() ** 2)), limit(0.975, mean, square)
-
-
-def limit(q: float, mean: float, square: float) -> float:
-    """The quantile of the beta distribution with these first two moments."""
-    variance = square - mean**2
-    if variance < 1e-15:
-        return mean
-    size = mean * (1 - mean) / variance - 1
-    return float(stats.beta.ppf(q, mean * size, (1 - mean) * size))
-
-
 LIVES = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=40)
 
 
@@ -336,6 +286,8 @@ def test_interval_is_the_published_one_of_four_deaths_one_by_one():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 24, 100, 500, 2000])
 def test_interval_without_censoring_is_that_of_clopper_and_pearson(n):
+    from scipy import stats
+
     for deaths in sorted({0, 1, 2, n // 3, n // 2, n - 1, n} & {*range(n + 1)}):
         lives = [(5, True)] * deaths + [(20, False)] * (n - deaths)
         curve = survival(lives, [0, 5, 20])
@@ -348,6 +300,8 @@ def test_interval_without_censoring_is_that_of_clopper_and_pearson(n):
 
 
 def test_interval_without_censoring_is_that_of_clopper_and_pearson_however_many_steps_there_are():
+    from scipy import stats
+
     n = 200
     curve = survival([(t, True) for t in range(n)], range(n))
     left = np.arange(n - 1, -1, -1)
@@ -394,6 +348,8 @@ def test_survival_of_nobody_is_empty():
 
 @pytest.mark.parametrize("weight", [0.05, 0.3, 1.0, 3.0, 100.0])
 def test_beta_quantile_is_scipys_for_the_limits_of_any_share(weight):
+    from scipy import stats
+
     left, deaths = (weight * np.array(count) for count in ([1, 1, 3, 9, 10, 40], [40, 1, 10, 3, 1, 1]))
     for q, a, b in ((0.025, left, deaths + 1), (0.975, left + 1, deaths)):
         mean, variance = stats.beta.mean(a, b), stats.beta.var(a, b)

@@ -204,7 +204,7 @@ def test_version_is_printed_whatever_else_is_asked_for():
 
 def blocks_of(text: str) -> list[list[list[str]]]:
     """The tables on a terminal: blocks of lines, each a name and its values."""
-    blocks = [block.splitlines()[1:] for block in text.strip().split("\n\n")[:-1]]
+    blocks = [block.splitlines()[1:] for block in text.strip().split("\n\n")]
     return [[re.split(r" {2,}", line.strip()) for line in block] for block in blocks]
 
 
@@ -214,7 +214,7 @@ def test_the_first_two_tables_are_printed_and_eight_alphas_fit_80_columns(tmp_pa
     result = run("--runs-root", tmp_path / "r", "--out", tmp_path / "o", *SMALL)
     tables = result.out[: result.out.rindex("wrote")]
     assert max(map(len, tables.splitlines())) <= 80
-    for k, block in enumerate(blocks_of(result.out)):
+    for k, block in enumerate(blocks_of(tables)):
         rows = table(tmp_path / "o", k)
         assert [line[0] for line in block] == list(rows[0])
         for name, *values in block:
@@ -226,13 +226,12 @@ def test_tables_of_budgets_that_differ_and_of_many_alphas_fit_80_columns_too(tmp
     alphas = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25]
     for seed, target in enumerate((1.0, 0.7, 0.35)):
         random_cell(tmp_path / "r" / f"c{seed}", seed, alphas=alphas, n=2, target_kl=target, method=f"m{seed}")
-    for rows in ((), ("--rows", "method")):
-        result = run("--runs-root", tmp_path / "r", "--out", tmp_path / "o", *SMALL, *rows)
-        tables = result.out[: result.out.rindex("wrote")]
-        headers = [line for block in blocks_of(result.out) for line in block if line[0] == "alpha"]
+    for rows in (None, "method"):
+        text = ska.terminal_text(ska.read(ska.Args(tmp_path / "r", rows=rows)))
+        headers = [line for block in blocks_of(text) for line in block if line[0] == "alpha"]
         shown = [alpha for _, *values in headers for alpha in values]
         assert shown == [f"{alpha:g}" for alpha in alphas] * (6 if rows else 2)
-        assert max(map(len, tables.splitlines())) <= 80
+        assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_line_every_few_seconds_says_how_far_a_long_run_is(tmp_path, tiny, monkeypatch):
@@ -310,14 +309,14 @@ def test_hostile_surroundings_change_no_byte(sweep, tmp_path):
     other = tmp_path / "elsewhere" / "sweep"
     for cell in sorted(sweep.iterdir(), reverse=True):
         shutil.copytree(cell, other / cell.name)
-    (tmp_path / "home").mkdir(mode=0o500)
     rc = tmp_path / "matplotlibrc"
     rc.write_text(
         "text.usetex: True\nfont.size: 30\nsavefig.dpi: 40\nsavefig.bbox: tight\nbackend: TkAgg\nno.such.key: 1\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLCONFIGDIR", "LANG")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "LANG")}
     environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "MPLBACKEND": "QtAgg"}
-    environment |= {"HOME": str(tmp_path / "home"), "MATPLOTLIBRC": str(rc)}
+    environment |= {"HOME": str(tmp_path / "nowhere"), "MATPLOTLIBRC": str(rc)}
+    environment |= {"MPLCONFIGDIR": matplotlib.get_cachedir()}  # its list of fonts takes seconds to make
     environment |= {"PYTHONHASHSEED": "123", "TZ": "Asia/Tokyo"}
     result = shell("--runs-root", other, "--out", tmp_path / "hostile", *flags, env=environment, cwd="/")
     assert result.returncode == 0, result.stderr
@@ -759,25 +758,35 @@ def test_a_working_folder_that_was_deleted_is_no_matter_or_named(tiny, tmp_path)
         assert result.err.split("ERROR: ")[1].startswith(f"{named}: ")
 
 
-PEAK = """
-import re, sys, spaghetti_kl_alive, loguru, tabulate, matplotlib.figure, matplotlib.backends.backend_agg
-print(re.search(r"VmPeak:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+MEMORY = """
+import json, os, re, resource, sys
+import spaghetti_kl_alive as ska, loguru, tabulate, matplotlib.figure, matplotlib.backends.backend_agg
+
+statuses = []
+for i, (more, argv) in enumerate(json.loads(sys.argv[1])):
+    pid = os.fork()
+    if pid == 0:
+        for fd, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{i}.{name}", os.O_WRONLY | os.O_CREAT), fd)
+        size = 1024 * int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+        resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
+        sys.exit(ska.main(argv))
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(statuses))
 """
 
 
 def test_too_little_memory_is_an_error_that_says_what_takes_less(tiny, tmp_path):
     long = write_cell(tmp_path / "long" / "a", {"1": [[0.125] * 10**6]}, {"1": [[1, 1, 1]]}).parent
-    loaded = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, cwd=ROOT, check=True)
-    for root, more, flags in ((long, 25_000_000, SMALL), (tiny, 80_000_000, ("--dpi", 2400))):
-        limit = 1024 * int(loaded.stdout) + more
-
-        def limited(limit: int = limit) -> None:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-        ended = shell("--runs-root", root, "--out", tmp_path / "o", *flags, preexec_fn=limited)
-        result = Run(ended.returncode, ended.stdout, ended.stderr)
-        assert (result.status, result.out) == (1, ""), result.err
-        assert "Traceback" not in result.err
-        error = result.err.split("ERROR: ")[1]
+    cases = [(25_000_000, [long, *SMALL]), (80_000_000, [tiny, "--dpi", 2400])]  # bytes more than what it begins with
+    cases = [(more, ["--out", str(tmp_path / "o"), "--runs-root", *map(str, argv)]) for more, argv in cases]
+    argv = [sys.executable, "-W", "ignore", "-c", MEMORY, json.dumps(cases)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(argv, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, check=True)
+    assert json.loads(ended.stdout) == [1, 1]
+    for i in range(2):
+        err = (tmp_path / f"{i}.stderr").read_text()
+        assert (tmp_path / f"{i}.stdout").read_text() == "" and "Traceback" not in err
+        error = err.split("ERROR: ")[1]
         assert "memory" in error and "--alphas" in error
-        assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "o").exists()
