@@ -382,9 +382,9 @@ def numbers(values: Any, what: str, whole: bool = False) -> np.ndarray:
 
 
 def by_alpha(content: dict[str, Any], key: str) -> dict[float, Any]:
-    """The lists under a key, by steering strength. Raises ValueError where keys are no or the same number."""
+    """The lists under a key, taken out of it, by steering strength. ValueError where keys are no or the same number."""
     lists: dict[float, Any] = {}
-    for name, value in of_type(content[key], dict, f'"{key}"').items():
+    for name, value in of_type(content.pop(key), dict, f'"{key}"').items():
         alpha = float(name) + 0.0  # -0.0 is 0
         if alpha in lists or not math.isfinite(alpha):
             raise ValueError(f'"{key}" has the key {name!r}, twice or no steering strength')
@@ -405,7 +405,7 @@ def read_calib(folder: Path, args: Args) -> Cell:
         about |= {key: printable(calib.get(key))[:40] for key in ("seed", "layer", "c_star")}
     name, model, method, seed, layer, c_star = about.values()
     if args.model_contains not in name and args.model_contains not in model:
-        raise CellError(f"neither folder name nor model, {model}, contains {args.model_contains!r}")
+        raise CellError(f"neither folder name nor model, {model}, contains {args.model_contains!r} (--model-contains)")
     row = about[args.rows] if args.rows else ""
     words = f"{model}, {method}, seed {seed}, layer {layer}, c_star {c_star}"
     return Cell(folder, name, model, method, row, words, float(target), window)
@@ -429,7 +429,7 @@ def read_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[str, str]
         with opened(cell.folder / FILES[1]) as trajectory:
             kl = by_alpha(trajectory, "per_prompt_per_t_kl")
             held = kl.keys() | lists[metric].keys()
-            wanted = {*args.alphas} or held
+            wanted = {alpha + 0.0 for alpha in args.alphas} or held
             lists[FILES[1]] = {
                 alpha: [numbers(row, f"alpha {alpha:g}, rollout {i}") for i, row in enumerate(kl.pop(alpha))]
                 for alpha in sorted(kl.keys() & wanted)
@@ -500,12 +500,8 @@ def cell_folders(root: Path, out: Path) -> list[Path]:
     for folder in sorted(root.iterdir()):
         if folder.name.startswith(("_", ".")) or (folder.exists() and not folder.is_dir()):
             continue
-        closed = not os.access(folder, os.X_OK)  # or a link to nothing
-        if (
-            closed
-            or (folder / FILES[0]).exists()
-            or not ((folder / TABLES).exists() or out.resolve().is_relative_to(folder.resolve()))
-        ):
+        is_cell = not os.access(folder, os.X_OK) or (folder / FILES[0]).exists()  # closed, or a link to nothing
+        if is_cell or not ((folder / TABLES).exists() or out.resolve().is_relative_to(folder.resolve())):
             folders.append(folder)
     return folders
 
@@ -971,18 +967,19 @@ def blank_page(sweep: Sweep) -> tuple[Page, Figure, GridSpec]:
     text = header_text(sweep)
     letters = int(0.92 * len(text) * (width - 2 * EDGE) / text_width(text))
     header = textwrap.wrap(text, letters, break_on_hyphens=False)
+    alive, dead = colours(args.palette)
+    handles = legend_handles(args, alive, dead, any(padded_spans(panel, args) for panel in panels))
     legend_columns = max(1, int(width / 1.62))
-    head = 2 * EDGE + (len(header) + 0.9 * -(-9 // legend_columns)) * LINE
+    head = 2 * EDGE + (len(header) + 0.9 * -(-len(handles) // legend_columns)) * LINE
     heights = [(5.1 if args.rows else 3.6) * LINE, MAIN, *([SPACE, STRIP, 0.36] if args.survival else [0, 0, 0.26])]
     height = head + n_rows * sum(heights)
     check_size(width, height, args)
 
-    page = Page(args, *colours(args.palette), column, longest, ticks, *kl_limits(panels, args.kl_log))
+    page = Page(args, alive, dead, column, longest, ticks, *kl_limits(panels, args.kl_log))
     figure = Figure(figsize=(width, height))
     for i, line in enumerate(header):
         figure.text(EDGE, height - EDGE - (i + 0.8) * LINE, line, transform=figure.dpi_scale_trans)
     corner = (EDGE / width, 1 - (1.5 * EDGE + len(header) * LINE) / height)
-    handles = legend_handles(page, any(padded_spans(panel, args) for panel in panels))
     figure.legend(handles=handles, bbox_to_anchor=corner, ncols=legend_columns, **LEGEND)
     grid = figure.add_gridspec(5 * n_rows, n_columns, height_ratios=heights * n_rows, hspace=0)
     sides = {"left": LEFT / width, "right": 1 - EDGE / width, "top": 1 - head / height, "bottom": 0}
@@ -1002,26 +999,25 @@ def check_size(width: float, height: float, args: Args) -> None:
     """Raise SweepError where a page of this size in inches is larger than its file format holds."""
     pixels = [math.ceil(side * args.dpi) for side in (width, height)]
     limits = {
-        "a PNG can hold (65535 a side, 400 million in all)": max(pixels) >= 2**16 or math.prod(pixels) > 4e8,
-        "a PDF page can hold (200 inches a side)": max(width, height) > 200,
+        "png": ("a PNG can hold (65535 a side, 400 million in all)", max(pixels) < 2**16 and math.prod(pixels) <= 4e8),
+        "pdf": ("a PDF page can hold (200 inches a side)", max(width, height) <= 200),
     }
-    for limit, is_over in limits.items():
-        if is_over and limit[2:5].lower() in args.formats:
+    for name, (limit, fits) in limits.items():
+        if name in args.formats and not fits:
             size = f"{pixels[0]} x {pixels[1]} pixels, {width:.0f} x {height:.0f} inches"
             advice = "use fewer --alphas, --no-survival, another --ncols, fewer --rows or a lower --dpi"
             raise SweepError(f"the figure would be {size}, more than {limit}\n{advice}")
 
 
-def legend_handles(page: Page, padded: bool) -> list[Any]:
+def legend_handles(args: Args, alive: Colour, dead: Colour, padded: bool) -> list[Any]:
     """What the legend shows."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    args = page.args
     lines: dict[str, dict[str, Any]] = {
-        f"alive (pmass ≥ {args.threshold:g})": {"color": page.alive, "linewidth": 1.8},
-        "dead": {"color": page.dead, "linewidth": 1.8},
-        "death": DEATH_MARK | {"color": [c / 2 for c in page.dead]},
+        f"alive (pmass ≥ {args.threshold:g})": {"color": alive, "linewidth": 1.8},
+        "dead": {"color": dead, "linewidth": 1.8},
+        "death": DEATH_MARK | {"color": [c / 2 for c in dead]},
         "EOS": EOS_MARK,
         "median (dotted: < half left)": MEDIAN,
         f"p95 of the first {args.calib_tokens} tokens" if args.normalize_kl else "budget": REFERENCE,

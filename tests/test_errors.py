@@ -449,6 +449,13 @@ def test_alphas_come_in_numeric_order_and_are_matched_as_numbers(tmp_path):
     assert [panel.alpha for panel in read(tmp_path / "r", alphas=(2, 2.0)).panels] == [2]
 
 
+def test_minus_zero_is_zero(tmp_path):
+    random_cell(tmp_path / "r" / "a", alphas=[-0.0, 1.0])
+    random_cell(tmp_path / "r" / "b", seed=1, alphas=[0.0])
+    for alphas in ((), (-0.0, 1)):
+        assert [(panel.label, panel.n) for panel in read(tmp_path / "r", alphas=alphas).panels] == [("0", 12), ("1", 6)]
+
+
 def test_alphas_that_print_alike_are_told_apart_wherever_they_are_named(tmp_path, out):
     close = (0.1234567, 0.12345671)
     random_cell(tmp_path / "r" / "a", alphas=close)

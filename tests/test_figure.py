@@ -385,6 +385,9 @@ def test_the_dashed_line_is_one_and_says_what_one_is_worth(small):
             (value,) = re.search(r"1 = (\S+) nats$", text_of(ax, "nats").get_text()).groups()
             assert float(value) == pytest.approx(scale, rel=0.05)
             assert len(value.replace(".", "").lstrip("0")) == 2
+            figure.draw_without_rendering()
+            above = text_of(ax, "nats").get_window_extent().y0 - ax.transData.transform((0, 1))[1]
+            assert 0 < above / figure.dpi < 0.04  # it stands on the line
 
 
 def test_without_normalisation_the_dashed_lines_are_the_budgets(tmp_path):
@@ -516,6 +519,7 @@ def test_badges_show_deaths_that_stayed_deaths_that_came_back_and_a_budget_excee
     assert badge(text_of(over, "^KL ")) == (to_hex(ska.INK), to_hex(ska.INK), "#ffffff")
     for ax, plain in ((control, "died"), (over, "died"), (control, "control"), (within, "^KL "), (back, "^KL ")):
         assert badge(text_of(ax, plain)) is None
+    assert text_of(over, "^KL ").get_bbox_patch().get_linewidth() == pytest.approx(0.8, abs=0.2)
     for text, weight in (("^α", "bold"), ("^n =", "normal"), ("died", "bold"), ("^KL ", "normal")):
         assert text_of(within, text).get_weight() == weight
 
@@ -716,6 +720,8 @@ def test_without_survival_there_is_no_strip_and_the_tokens_stand_under_the_panel
     assert not any("95 %" in name or "share" in name for name in legend(figure))
     assert any("95 %" in name for name in legend(small[0]))
     assert any("share alive" in name for name in legend(small[0]))
+    widths = {handle.get_linewidth() for name, handle in legend(figure).items() if name[:5] in ("alive", "dead")}
+    assert len(widths) == 1
 
 
 # ------------------------------------------------------------------------------- layout and colours
@@ -843,6 +849,87 @@ FACES = [
 @pytest.mark.parametrize(("alphas", "n", "window", "flags"), FACES)
 def test_no_text_touches_another_or_leaves_the_page(alphas, n, window, flags):
     assert faults(alphas, n, window, **flags) == []
+
+
+def ink(figure: Figure, dpi: int = 100) -> np.ndarray:
+    """Which pixels of the page are not white."""
+    png = io.BytesIO()
+    figure.savefig(png, dpi=dpi)
+    return (np.array(Image.open(png))[:, :, :3] < 250).any(axis=2)
+
+
+@pytest.mark.parametrize("flags", [{}, {"rows": "method"}, {"survival": False}, {"rows": "method", "survival": False}])
+def test_no_room_is_wasted(small, flags):
+    """In inches: the page's edges and the stripes between header, legend, titles and panels."""
+    figure, _ = drawn(small[1].args.runs_root, **flags)
+    marked = np.flatnonzero(ink(figure).any(axis=1)) / 100
+    left, right = np.flatnonzero(ink(figure).any(axis=0))[[0, -1]] / 100
+    width, height = figure.get_size_inches()
+    assert 0.02 < left < 0.12 and 0.02 < width - right < 0.12
+    assert 0.02 < marked[0] < 0.12 and 0.02 < height - marked[-1] < 0.16
+    assert np.diff(marked).max() < 0.22
+    legend_box, title = (what.get_window_extent() for what in (figure.legends[0], text_of(kl_axes(figure)[0], "^α")))
+    assert 0.1 < (legend_box.y0 - title.y1) / figure.dpi - 0.22 * ("rows" in flags) < 0.22
+    lines = [text.get_window_extent() for text in figure.texts]
+    assert 0 <= (lines[-1].y0 - legend_box.y1) / figure.dpi < 0.07
+    assert all(0 <= (above.y0 - below.y1) / figure.dpi < 0.06 for above, below in pairwise(lines))
+    assert lines[-1].x0 == pytest.approx(legend_box.x0, abs=0.02 * figure.dpi)
+    assert legend_box.x1 / figure.dpi > 0.6 * width
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 3.3), (2, 3.3), (3, 5.23), (4, 6.8), (5, 6.8)])
+def test_a_page_is_as_wide_as_a_papers_column_or_its_text(tmp_path, n, width):
+    """Where the words are short; three panels stand as wide as four do."""
+    alphas = [str(k) for k in range(1, n + 1)]
+    write_cell(tmp_path / "a", {a: [[1.0] * 9] for a in alphas}, {a: [WELL] for a in alphas}, {a: [40] for a in alphas})
+    assert drawn(tmp_path)[0].get_size_inches()[0] == pytest.approx(width, abs=0.02)
+
+
+@pytest.mark.parametrize("longest", [20, 100, 999, 4096, 10240])
+@pytest.mark.parametrize("axis", [0.5, 1.0, 1.5, 3.0])
+@pytest.mark.parametrize("widest", [0.0, 0.3])
+def test_ticks_are_3_to_6_round_tokens_whose_labels_have_room(longest, axis, widest):
+    """Labels of 6.5 points, of which the outermost lean inwards, at least a little apart and no more than it takes."""
+    ticks, need = ska.token_ticks(longest, axis, widest)
+    step = ticks[1]
+    assert ticks == list(range(0, longest + 1, step)) and 3 <= len(ticks) <= 6
+    assert re.fullmatch("(1|2|25|5)0*", str(step))
+    page = Figure(dpi=72)
+    labels = [page.text(0, 0, str(t), size=6.5).get_window_extent().width / 72 for t in ticks]
+    half = [max(width, widest) / 2 for width in labels]
+    half[0], half[-1] = 2 * half[0], 2 * half[-1]
+    apart = need / 1.05 * step / longest - max(a + b for a, b in pairwise(half))
+    assert 0.04 < apart < 0.09
+    assert need <= axis or len(ticks) <= 4  # too narrow an axis gets the fewest
+
+
+@pytest.mark.parametrize("window", [100, 230, 1000])
+def test_the_outermost_token_labels_lean_inwards(tmp_path, window):
+    write_cell(tmp_path / "a", {"1": [[1.0] * window]}, {"1": [WELL]}, window=window)
+    figure, _ = drawn(tmp_path)
+    figure.draw_without_rendering()
+    (strip,) = strips(figure)
+    ticks = strip.transData.transform([(t, 0) for t in strip.get_xticks()])[:, 0]
+    boxes = [label.get_window_extent() for label in strip.get_xticklabels()]
+    assert boxes[0].x0 == pytest.approx(ticks[0], abs=2)
+    for tick, box in zip(ticks[1:-1], boxes[1:-1], strict=True):
+        assert (box.x0 + box.x1) / 2 == pytest.approx(tick, abs=1)
+    assert boxes[-1].x1 < strip.bbox.x1
+    if window in (100, 1000):  # the last label stands at the very end
+        assert boxes[-1].x1 == pytest.approx(ticks[-1], abs=2)
+    else:
+        assert (boxes[-1].x0 + boxes[-1].x1) / 2 == pytest.approx(ticks[-1], abs=1)
+
+
+def test_axis_labels_stand_in_the_middle_of_their_axes_in_one_column(small):
+    figure, _ = drawn(small[1].args.runs_root)
+    figure.draw_without_rendering()
+    labelled = [ax for ax in figure.axes if ax.get_ylabel()]
+    boxes = [ax.yaxis.label.get_window_extent() for ax in labelled]
+    for ax, box in zip(labelled, boxes, strict=True):
+        assert (box.y0 + box.y1) / 2 == pytest.approx((ax.bbox.y0 + ax.bbox.y1) / 2, abs=1)
+    assert len(boxes) == 2 and boxes[0].x1 == pytest.approx(boxes[1].x1, abs=1)
+    assert 0.03 < boxes[0].x0 / figure.dpi < 0.1
 
 
 # ------------------------------------------------------------------------------------ global state
