@@ -1350,7 +1350,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 60:
                 shutil.rmtree(stale)
-    with tempfile.TemporaryDirectory(prefix=".kl_alive_", dir=out) as parts:
+    with tempfile.TemporaryDirectory(prefix=".kl_alive_", dir=out, ignore_cleanup_errors=True) as parts:
         for name, content in contents.items():
             Path(parts, name).write_bytes(content)
         for name in contents:
@@ -1358,7 +1358,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def write(sweep: Sweep, say: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Draw a sweep, and write its figure, tables and list of rollouts, all or none. Returns their paths.
+    """Draw a sweep, and write its figure, tables and list of rollouts, each whole or not at all. Returns their paths.
 
     `say` is told in words how far it is. Raises SweepError where they cannot be drawn or written.
     """
@@ -1380,8 +1380,7 @@ def write(sweep: Sweep, say: Callable[[str], None] = lambda _: None) -> list[Pat
     try:
         write_files(out, contents)
     except OSError as error:
-        reason = f"cannot be written ({error.strerror}); older files there are as they were; choose --out"
-        raise SweepError(f"{printable(out)}: {reason}") from None
+        raise SweepError(f"{printable(out)}: cannot be written ({error.strerror}); choose --out") from None
     return [out / name for name in contents]
 
 

@@ -35,7 +35,7 @@ def lifelines_survival(lives: Sequence[tuple[int, bool]], forks: Sequence[int]) 
 
 
 def beta_product(lives: Sequence[tuple[int, bool]], forks: Sequence[int], weight: float) -> tuple[float, float]:
-    """Its 95 % limits at the last fork: the product of beta variables by two moments, a fork at a time."""
+    """95 % limits of the survival at the last fork: the product of beta variables by two moments, a fork at a time."""
     from scipy import stats
 
     mean = square = 1.0
