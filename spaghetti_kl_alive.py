@@ -1157,7 +1157,7 @@ def draw_labels(ax: Axes, lowest: Axes, panel: Panel, page: Page, first: bool) -
     texts[0].set_horizontalalignment("left")
     if page.longest - page.ticks[-1] < 0.1 * page.longest:
         texts[-1].set_horizontalalignment("right")
-    for axes in {ax: 0, lowest: 0}:
+    for axes in {ax, lowest}:
         axes.set_xlim(-ROOM * page.longest, (1 + ROOM) * page.longest)
         axes.set_xticks(page.ticks)
         axes.tick_params(labelleft=first, labelbottom=axes is lowest)

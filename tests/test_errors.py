@@ -454,6 +454,8 @@ def test_minus_zero_is_zero(tmp_path):
     random_cell(tmp_path / "r" / "b", seed=1, alphas=[0.0])
     for alphas in ((), (-0.0, 1)):
         assert [(panel.label, panel.n) for panel in read(tmp_path / "r", alphas=alphas).panels] == [("0", 12), ("1", 6)]
+    random_cell(tmp_path / "steered" / "a", alphas=[1.0])
+    assert [panel.label for panel in read(tmp_path / "steered", alphas=(-0.0, 1)).panels] == ["0", "1"]
 
 
 def test_alphas_that_print_alike_are_told_apart_wherever_they_are_named(tmp_path, out):

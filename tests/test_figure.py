@@ -350,7 +350,7 @@ def test_marks_stand_at_their_value_or_at_the_edge_inside_of_the_axes(tmp_path, 
 
 
 def test_marks_shrink_and_fade_together_with_the_number_of_both(tmp_path):
-    sizes = {"1": (4, 6), "2": (1, 299), "3": (300, 1500)}  # died, EOS
+    sizes = {"1": (4, 6), "2": (1, 299), "3": (300, 1500), "4": (150, 150)}  # died, EOS
     kl = {alpha: [[1.0] * 9] * sum(counts) for alpha, counts in sizes.items()}
     pmass = {alpha: [[0.1]] * died + [[1.0]] * eos for alpha, (died, eos) in sizes.items()}
     gen_len = {alpha: [9] * died + [2] * eos for alpha, (died, eos) in sizes.items()}
@@ -363,7 +363,8 @@ def test_marks_shrink_and_fade_together_with_the_number_of_both(tmp_path):
         held = [marks(ax, marker)[0] for marker in "x|"]
         assert tuple(len(line.get_xdata()) for line in held) == counts
         looks.append([(line.get_markersize(), 1.0 if line.get_alpha() is None else line.get_alpha()) for line in held])
-    few, many, most = np.array(looks)  # (mark, size and opacity)
+    few, many, most, both = np.array(looks)  # (mark, size and opacity)
+    np.testing.assert_allclose(both, many)
     assert (few[:, 1] == 1).all()
     assert (few > many).all() and (many >= most).all() and (many[:, 1] > most[:, 1] - 1e-9).all()
     assert (most > 0.1).all()  # and are still to be seen
