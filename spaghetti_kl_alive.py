@@ -905,7 +905,8 @@ def header_text(sweep: Sweep) -> str:
     smoothed = args.roll > 1 and any(r.generated >= args.roll or args.edges == "shrink" for r in sweep.rollouts)
     mean = f"mean of {args.roll} tokens, " + ("ends padded" if args.edges == "pad" else "fewer at the ends")
     pieces += [f"window {sweep.window} tokens", mean if smoothed else "not smoothed"]
-    pieces.append("KL a ≤ b or a > b: 95th percentile of a panel's KL, and its budget α² · target KL, in nats")
+    sides = "KL a ≤ b or a > b".replace(" ", "\N{NO-BREAK SPACE}")
+    pieces.append(f"{sides}: 95th percentile of a panel's KL, and its budget α² · target KL, in nats")
     words = " ".join(" ".join(line) for panel in sweep.panels for line in panel_words(panel))
     meanings = {
         "% over ": "c% over b: share of tokens above it",

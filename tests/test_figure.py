@@ -99,7 +99,7 @@ def badge(text: Text) -> tuple[str, str, str] | None:
 
 
 def header(figure: Figure) -> str:
-    return " ".join(text.get_text() for text in figure.texts)
+    return " ".join(text.get_text() for text in figure.texts).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def legend(figure: Figure) -> dict[str, object]:
