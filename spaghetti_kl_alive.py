@@ -122,6 +122,11 @@ class Args:
     skip_bad_cells: bool = False
     """Leave out cells with damaged files, with a warning, instead of stopping."""
 
+    @property
+    def asked(self) -> set[float]:
+        """The alphas named; -0.0 is 0, as in the data."""
+        return {alpha + 0.0 for alpha in self.alphas}
+
 
 class SweepError(Exception):
     """The sweep cannot give the figure: which file, what is wrong, what to do."""
@@ -429,7 +434,7 @@ def read_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[str, str]
         with opened(cell.folder / FILES[1]) as trajectory:
             kl = by_alpha(trajectory, "per_prompt_per_t_kl")
             held = kl.keys() | lists[metric].keys()
-            wanted = {alpha + 0.0 for alpha in args.alphas} or held
+            wanted = args.asked or held
             lists[FILES[1]] = {
                 alpha: [numbers(row, f"alpha {alpha:g}, rollout {i}") for i, row in enumerate(kl.pop(alpha))]
                 for alpha in sorted(kl.keys() & wanted)
@@ -596,16 +601,16 @@ def mark_copies(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> li
 def arranged(rollouts: Sequence[Rollout], args: Args, notes: list[str]) -> list[Panel]:
     """The panels, row by row; within a row one for each alpha that was found or asked for."""
     found = {r.alpha for r in rollouts}
-    alphas = sorted(found | {alpha + 0.0 for alpha in args.alphas})
-    if {*alphas} - found:
-        notes.append(f"Asked for and in no cell: alpha {several(sorted({*alphas} - found))}")
-    digits = next(d for d in range(6, 18) if len({f"{alpha:.{d}g}" for alpha in alphas}) == len(alphas))
+    alphas = sorted(found | args.asked)
+    if args.asked - found:
+        notes.append(f"Asked for and in no cell: alpha {several(sorted(args.asked - found))}")
+    enough = next(d for d in range(6, 18) if len({f"{alpha:.{d}g}" for alpha in alphas}) == len(alphas))
     held = defaultdict(list)
     for r in rollouts:
         if args.keep_duplicates or not r.copy_of:
             held[r.cell.row, r.alpha].append(r)
     rows = sorted({row for row, _ in held}, key=lambda row: (len(row) if args.rows == "seed" else 0, row))
-    return [Panel(row, a, f"{a:.{digits}g}", held[row, a], args.calib_tokens) for row in rows for a in alphas]
+    return [Panel(row, a, f"{a:.{enough}g}", held[row, a], args.calib_tokens) for row in rows for a in alphas]
 
 
 def findings(panels: Sequence[Panel], args: Args) -> list[str]:
@@ -804,6 +809,11 @@ def colours(palette: str | None) -> tuple[Colour, Colour]:
         known = "deep, muted, colorblind, Set2, Dark2, husl"
         raise UsageError(f"--palette {palette!r} is none that seaborn knows; {known} are some") from None
     return to_rgb(alive), to_rgb(dead)
+
+
+def death_mark(dead: Colour) -> dict[str, Any]:
+    """The look of a cross: darker than the lines of the dead, to stand out from them."""
+    return DEATH_MARK | {"color": [c / 2 for c in dead]}
 
 
 def digits(value: float, n: int) -> str:
@@ -1018,7 +1028,7 @@ def legend_handles(args: Args, alive: Colour, dead: Colour, padded: bool) -> lis
     lines: dict[str, dict[str, Any]] = {
         f"alive (pmass ≥ {args.threshold:g})": {"color": alive, "linewidth": 1.8},
         "dead": {"color": dead, "linewidth": 1.8},
-        "death": DEATH_MARK | {"color": [c / 2 for c in dead]},
+        "death": death_mark(dead),
         "EOS": EOS_MARK,
         "median (dotted: < half left)": MEDIAN,
         f"p95 of the first {args.calib_tokens} tokens" if args.normalize_kl else "budget": REFERENCE,
@@ -1079,7 +1089,7 @@ def draw_marks(ax: Axes, panel: Panel, page: Page) -> None:
     deaths = [(r.line, min(r.fate.death, len(r.line) - 1)) for r in panel.drawn if r.fate.death is not None]
     share = min(1.0, math.sqrt(32 / max(1, len(ends) + len(deaths))))
     edges = (ax.transAxes - ax.transData).transform([(0, 0.03), (0, 0.97)])[:, 1]
-    for points, mark in ((ends, EOS_MARK), (deaths, DEATH_MARK | {"color": [c / 2 for c in page.dead]})):
+    for points, mark in ((ends, EOS_MARK), (deaths, death_mark(page.dead))):
         finite = [np.flatnonzero(np.isfinite(line)) for line, _ in points]  # inside a gap, at the nearest value
         y = [line[k[np.abs(k - t).argmin()]] for (line, t), k in zip(points, finite, strict=True)]
         look = mark | {"markersize": mark["markersize"] * max(0.4, share), "alpha": max(0.3, share)}
@@ -1153,16 +1163,15 @@ def draw_labels(ax: Axes, lowest: Axes, panel: Panel, page: Page, first: bool) -
         last = panel.survival.forks.max(initial=-1)
         risk = at_risk(panel.survival.followed, page.ticks)
         labels = [f"{t}\n{k if t <= last else '–'}" for t, k in zip(page.ticks, risk, strict=True)]
-    lowest.set_xticks(page.ticks, labels=labels)
-    texts = lowest.get_xticklabels()  # the outermost lean inwards
-    texts[0].set_horizontalalignment("left")
-    if page.longest - page.ticks[-1] < 0.1 * page.longest:
-        texts[-1].set_horizontalalignment("right")
     for axes in {ax, lowest}:
         axes.set_xlim(-ROOM * page.longest, (1 + ROOM) * page.longest)
         axes.set_xticks(page.ticks)
         axes.tick_params(labelleft=first, labelbottom=axes is lowest)
         axes.yaxis.set_label_coords((0.17 - LEFT) / page.column, 0.5)
+    texts = lowest.set_xticklabels(labels)
+    texts[0].set_horizontalalignment("left")  # the outermost lean inwards
+    if page.longest - page.ticks[-1] < 0.1 * page.longest:
+        texts[-1].set_horizontalalignment("right")
     if first:
         lowest.set_ylabel("alive")
         ax.set_ylabel(f"KL / p95(KL[:{args.calib_tokens}])" if args.normalize_kl else "KL (nats)")
