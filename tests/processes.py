@@ -24,7 +24,6 @@ import spaghetti_kl_alive as ska
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "spaghetti_kl_alive.py"
 OUTPUTS = {ska.TABLES, ska.ROLLOUTS, f"{ska.FIGURE}.png"}
-SMALL = ("--dpi", 20, "--no-survival")  # where the picture does not matter
 
 
 def shell(*argv: object, **options: Any) -> subprocess.CompletedProcess:
@@ -85,8 +84,3 @@ def whenever(event: str, name: str, act: Callable[[], object]) -> Callable[[], N
 
 def send(number: signal.Signals) -> Callable[..., None]:
     return lambda *_, **__: os.kill(os.getpid(), number)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """What the files of a folder hold; of the folders in it, nothing."""
-    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}

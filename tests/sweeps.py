@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 import spaghetti_kl_alive as ska
 
 FORKS = [0, 5, 20]
+SMALL = ("--dpi", 20, "--no-survival")  # where the picture does not matter
 
 
 def write_cell(
@@ -87,6 +88,11 @@ def run(*argv: object) -> Run:
         except SystemExit as stop:
             status = stop.code
     return Run(status, out.getvalue(), err.getvalue())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What the files of a folder hold; of the folders in it, nothing."""
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
 def drawn(folder: Path, **flags: Any) -> tuple[Figure, ska.Sweep]:

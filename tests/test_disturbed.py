@@ -14,8 +14,8 @@ from pathlib import Path
 
 import matplotlib.figure
 import pytest
-from processes import OUTPUTS, ROOT, SCRIPT, SMALL, Fork, contents, send, shell, whenever
-from sweeps import run, write_cell
+from processes import OUTPUTS, ROOT, SCRIPT, Fork, send, shell, whenever
+from sweeps import SMALL, contents, run, write_cell
 
 import spaghetti_kl_alive as ska
 

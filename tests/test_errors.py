@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import tyro
-from sweeps import Run, edit, random_cell, run, table, write_cell
+from sweeps import SMALL, Run, contents, edit, random_cell, run, table, write_cell
 
 import spaghetti_kl_alive as ska
 
 KL, MASS, LENGTHS = "per_prompt_per_t_kl", "pmass_eval", "gen_lens_eval"
-SMALL = ("--dpi", 20, "--no-survival")  # where the picture does not matter
 
 
 @pytest.fixture
@@ -30,10 +29,6 @@ def out(tmp_path):
     for name in (ska.TABLES, ska.ROLLOUTS, f"{ska.FIGURE}.png"):
         (folder / name).write_text(f"older {name}")
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def refused(out: Path, status: int, *argv: object) -> str:

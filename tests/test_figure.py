@@ -350,7 +350,7 @@ def test_marks_stand_at_their_value_or_at_the_edge_inside_of_the_axes(tmp_path, 
 
 
 def test_marks_shrink_and_fade_together_with_the_number_of_both(tmp_path):
-    sizes = {"1": (4, 6), "2": (1, 299), "3": (300, 1500), "4": (150, 150)}  # died, EOS
+    sizes = {"1": (4, 6), "2": (1, 299), "3": (500, 4000), "4": (150, 150)}  # died, EOS
     kl = {alpha: [[1.0] * 9] * sum(counts) for alpha, counts in sizes.items()}
     pmass = {alpha: [[0.1]] * died + [[1.0]] * eos for alpha, (died, eos) in sizes.items()}
     gen_len = {alpha: [9] * died + [2] * eos for alpha, (died, eos) in sizes.items()}
@@ -377,6 +377,7 @@ def test_marks_shrink_and_fade_together_with_the_number_of_both(tmp_path):
 
 def test_the_dashed_line_is_one_and_says_what_one_is_worth(small):
     figure, _, cells = small
+    figure.draw_without_rendering()
     for ax, alpha in zip(kl_axes(figure), ("0.0", "1.0", "2.0"), strict=True):
         raw = [r for cell in cells for r in raw_rollouts(cell, alpha)]
         scale = np.median([np.percentile(r["kl"][:10], 95) for r in raw])
@@ -386,7 +387,6 @@ def test_the_dashed_line_is_one_and_says_what_one_is_worth(small):
             (value,) = re.search(r"1 = (\S+) nats$", text_of(ax, "nats").get_text()).groups()
             assert float(value) == pytest.approx(scale, rel=0.05)
             assert len(value.replace(".", "").lstrip("0")) == 2
-            figure.draw_without_rendering()
             above = text_of(ax, "nats").get_window_extent().y0 - ax.transData.transform((0, 1))[1]
             assert 0 < above / figure.dpi < 0.04  # it stands on the line
 
@@ -734,8 +734,11 @@ def test_without_survival_there_is_no_strip_and_the_tokens_stand_under_the_panel
         (1, [1]),
         (6, [6]),
         (7, [4, 3]),
+        (8, [4, 4]),
         (9, [3, 3, 3]),
+        (10, [5, 5]),
         (11, [6, 5]),
+        (12, [6, 6]),
         (13, [5, 5, 3]),
     ],
 )
@@ -840,9 +843,9 @@ def test_a_palette_that_nobody_knows_is_refused_before_anything_is_read(tmp_path
 FACES = [
     ([1.0], 8, 100, {}),
     ([-2.0, -1.0, 0.0], 24, 999, {"normalize_kl": False, "kl_log": True}),
-    ([-1.0, -0.5, 0.0, 0.5, 1.0], 1000, 4096, {"survival": False}),
+    ([-1.0, -0.5, 0.0, 0.5, 1.0], 2000, 4096, {"survival": False}),
     ([float(k) for k in range(8)], 240, 10240, {"ncols": 2}),
-    ([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0], 24, 10240, {"rows": "method"}),
+    ([0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0], 24, 10240, {"rows": "method"}),
     ([k / 4 for k in range(13)], 1, 256, {"normalize_kl": False}),
 ]
 

@@ -229,7 +229,7 @@ def one_of_three_ways(data: st.DataObject) -> None:
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=100, derandomize=True, **SETTINGS)
+@settings(max_examples=150, derandomize=True, **SETTINGS)
 @given(st.data())
 def test_a_mutated_sweep_ends_in_one_of_three_ways(data):
     one_of_three_ways(data)

@@ -14,11 +14,10 @@ import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib
 import pytest
 from PIL import Image
-from processes import OUTPUTS, ROOT, SCRIPT, SMALL, Fork, contents, shell
-from sweeps import Run, random_cell, run, table
+from processes import OUTPUTS, ROOT, SCRIPT, Fork, shell
+from sweeps import SMALL, Run, contents, random_cell, run, table
 
 import spaghetti_kl_alive as ska
 
@@ -163,7 +162,7 @@ def test_from_python_the_same_files_are_written_and_paths_may_be_text(tiny, tmp_
     args = ska.Args(runs_root=str(tiny), out=str(tmp_path / "o"), threshold=0.9, dpi=20, survival=False)
     paths = ska.write(ska.read(args))
     assert {path.parent for path in paths} == {tmp_path / "o"}
-    assert {path.name: path.read_bytes() for path in paths} == contents(tmp_path / "shell")
+    assert {path.name: path.read_bytes() for path in paths} == contents(tmp_path / "o") == contents(tmp_path / "shell")
 
 
 def test_settings_and_version_stand_in_the_figures_own_metadata_and_no_date(tmp_path):
@@ -194,14 +193,14 @@ def test_hostile_surroundings_change_no_byte(sweep, tmp_path):
     other = tmp_path / "elsewhere" / "sweep"
     for cell in sorted(sweep.iterdir(), reverse=True):
         shutil.copytree(cell, other / cell.name)
+    (tmp_path / "home").mkdir(mode=0o500)
     rc = tmp_path / "matplotlibrc"
     rc.write_text(
         "text.usetex: True\nfont.size: 30\nsavefig.dpi: 40\nsavefig.bbox: tight\nbackend: TkAgg\nno.such.key: 1\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "LANG")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLCONFIGDIR", "LANG")}
     environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "MPLBACKEND": "QtAgg"}
-    environment |= {"HOME": str(tmp_path / "nowhere"), "MATPLOTLIBRC": str(rc)}
-    environment |= {"MPLCONFIGDIR": matplotlib.get_cachedir()}  # its list of fonts takes seconds to make
+    environment |= {"HOME": str(tmp_path / "home"), "MATPLOTLIBRC": str(rc)}
     environment |= {"PYTHONHASHSEED": "123", "TZ": "Asia/Tokyo"}
     result = shell("--runs-root", other, "--out", tmp_path / "hostile", *flags, env=environment, cwd="/")
     assert result.returncode == 0, result.stderr

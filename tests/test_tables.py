@@ -449,7 +449,7 @@ def any_flags(rng: np.random.Generator) -> Flags:
     return Flags(**{name: values[rng.integers(len(values))] for name, values in choices.items()})
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(40))
 def test_all_numbers_are_those_of_the_definitions_on_any_sweep(tmp_path, seed):
     rng = np.random.default_rng(seed)
     nasty_sweep(tmp_path / "sweep", rng)
