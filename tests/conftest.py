@@ -7,10 +7,19 @@ settings.register_profile("patient", settings(), deadline=None)  # a busy machin
 settings.load_profile("patient")
 
 
+# what the fixtures import is imported in them, as it is of no use to a process that only hands tests out
+@pytest.fixture(autouse=True, scope="session")
+def no_second_reading() -> None:
+    """A file that is cut off is not read again half a second later."""
+    import spaghetti_kl_alive as ska
+
+    ska.RETRY_AFTER = 0
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """Two cells of one alpha."""
-    from sweeps import random_cell  # here, as what it imports is of no use to a process that only hands tests out
+    from sweeps import random_cell
 
     for seed, name in enumerate(("a", "b")):
         random_cell(tmp_path / "sweep" / name, seed, alphas=[1.0], method=name)
@@ -22,6 +31,4 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cell of one alpha."""
     from sweeps import random_cell
 
-    root = tmp_path_factory.mktemp("tiny") / "sweep"
-    random_cell(root / "a", alphas=[1.0])
-    return root
+    return random_cell(tmp_path_factory.mktemp("tiny") / "sweep" / "a", alphas=[1.0]).parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,17 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import loguru  # noqa: F401  # forks of this process shall find it imported
-import matplotlib.backends.backend_agg
-import matplotlib.figure  # noqa: F401
-import tabulate  # noqa: F401
 from sweeps import Run
 
 import spaghetti_kl_alive as ska
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "spaghetti_kl_alive.py"
-OUTPUTS = {ska.TABLES, ska.ROLLOUTS, f"{ska.FIGURE}.png"}
+OUTPUTS = {ska.SUMMARY_FILE, ska.ROLLOUTS_FILE, f"{ska.FIGURE_STEM}.png"}  # of a sweep with one steered alpha
 
 
 def shell(*argv: object, **options: Any) -> subprocess.CompletedProcess:
@@ -49,14 +44,12 @@ class Fork:
             for fd, path in enumerate(self.logs, 1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-            sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
+            sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
             first()
             status = ska.main([str(arg) for arg in argv])
         except BaseException:
             traceback.print_exc()
         finally:
-            with contextlib.suppress(OSError):
-                sys.stdout.flush(), sys.stderr.flush()
             os._exit(status)
 
     def wait(self) -> Run:
@@ -65,14 +58,15 @@ class Fork:
         return Run(status, *(path.read_text() for path in self.logs))
 
 
-def whenever(event: str, name: str, act: Callable[[], object]) -> Callable[[], None]:
+def whenever(events: str, name: str, act: Callable[[], object]) -> Callable[[], None]:
     """For a fork: do something before each "open", "os.rename" or the like of a file with that in its path."""
 
     def first() -> None:
         busy: list[bool] = []
 
         def hook(seen: str, args: tuple) -> None:
-            if seen == event and not busy and any(name in os.fsdecode(a) for a in args if isinstance(a, str | Path)):
+            paths = [os.fsdecode(arg) for arg in args if isinstance(arg, str | Path)]
+            if seen in events.split() and not busy and any(name in path for path in paths):
                 busy.append(True)
                 act()
                 busy.clear()

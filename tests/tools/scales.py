@@ -1,6 +1,6 @@
 """What the three conventions for a rollout's scale do to a sweep, as a markdown table.
 
-python tests/scales.py tests/data/smollm2_w256
+PYTHONPATH=. python tests/tools/scales.py tests/data/smollm2_w256
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def scale_table(root: Path, alpha: float = 1.0) -> str:
     rows = []
     for args in conventions:
         for panel in ska.read(args).panels:
-            row = {"method": panel.row, "scale": f"{args.edges}, {args.calib_on}"}
-            row["median scale (nats)"] = f"{panel.budget['scale']:.2f}"
-            row["median KL / scale"] = f"{np.nanmedian(np.concatenate([r.line for r in panel.drawn])):.2f}"
+            row = {"method": panel.facet, "scale": f"{args.edges}, {args.calib_on}"}
+            row["median scale (nats)"] = f"{panel.kl.scale:.2f}"
+            row["median KL / scale"] = f"{np.nanmedian(np.concatenate([r.line for r in panel.with_line])):.2f}"
             rows.append(row)
     rows.sort(key=lambda row: row["method"])
     return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)

@@ -1,12 +1,12 @@
 """How fast, and in how much memory: the script as a whole process, against another revision of it and a floor.
 
-The floor is a process that imports the same packages, reads the same files with json.loads, and saves the same
-figure without lines. Runs are interleaved; printed are minimum and median of the wall time, the peak memory, and
-the ratios to the script's own.
+The floor is a process that imports the same packages, reads the same files with json.loads, and saves two figures of
+empty axes, as many and as large as the script's. Runs are interleaved; printed are minimum and median of the wall
+time, the peak memory, and the ratios to the script's own.
 
-    python tests/bench.py                               # a sweep of 9 cells x 8 alphas x 24 rollouts x 4096 tokens
-    python tests/bench.py --size 9x5x8x512 --repeat 9
-    python tests/bench.py --against 27c337e --repeat 9  # the sweep in this project, and that revision of the script
+    python tests/tools/bench.py                              # a sweep of 9 cells x 8 alphas x 24 rollouts x 4096 tokens
+    python tests/tools/bench.py --size 9x5x8x512 --repeat 9
+    python tests/tools/bench.py --against HEAD --repeat 9    # the sweep in this project, and a revision of the script
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from pathlib import Path
 
 import numpy as np
 
-SCRIPT = Path(__file__).parents[1] / "spaghetti_kl_alive.py"
-SHIPPED = Path(__file__).parent / "data" / "smollm2_w256"
+SCRIPT = Path(__file__).parents[2] / "spaghetti_kl_alive.py"
+SHIPPED = Path(__file__).parents[1] / "data" / "smollm2_w256"
 FORKS = 14
 FLOOR = """
 import json, sys
 from pathlib import Path
 import spaghetti_kl_alive as ska, numpy, tyro, loguru, tabulate
-tyro.cli(ska.Args, args=["--runs-root", sys.argv[1]])
-for path in sorted(Path(sys.argv[1]).glob("*/*.json")):
-    json.loads(path.read_text(encoding="utf-8"))
-args = ska.Args(sys.argv[1], out=sys.argv[2])
-panels = [ska.Panel("", alpha, f"{alpha:g}", [], 20) for alpha in json.loads(sys.argv[3])]
-with ska.styled():
-    ska.draw(ska.Sweep(args, "floor", 1, [], [], panels, [])).savefig(Path(sys.argv[2], "floor.png"), dpi=args.dpi)
+from matplotlib.figure import Figure
+args = tyro.cli(ska.Args, args=["--runs-root", sys.argv[1], "--out", sys.argv[2]])
+for path in sorted(Path(args.runs_root).glob("*/*.json")):
+    json.loads(path.read_bytes())
+for name, size, shape in (("spaghetti", (6.8, 4.5), (2, int(sys.argv[3]))), ("dose", (6.8, 2.2), (1, 3))):
+    figure = Figure(size)
+    figure.subplots(*shape)
+    figure.savefig(Path(args.out, f"{name}.png"), dpi=args.dpi)
 """
 
 
@@ -119,7 +120,7 @@ def main() -> None:
         writer = multiprocessing.get_context("spawn").Process(target=write_sweep, args=job)
         writer.start()
         writer.join()
-        floor = [sys.executable, "-c", FLOOR, root, out, json.dumps(alphas)]
+        floor = [sys.executable, "-c", FLOOR, root, out, n_alphas]
         report({"script": [sys.executable, SCRIPT, "--runs-root", root, "--out", out], "floor": floor}, args.repeat)
 
 
