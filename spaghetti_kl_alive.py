@@ -1831,8 +1831,9 @@ def draw_dose_lines(
             alive_by_kl.plot(*np.reshape(points, (-1, 2)).T, clip_on=False, zorder=3, **look)
             sizes = [abs(p.alpha) for p in steered]
             for target_kl in {r.cell.target_kl for p in steered for r in p.rollouts}:
-                between = np.geomspace(min(sizes), max(sizes), 50)
-                by_alpha.plot(sign * between, between**2 * target_kl, zorder=2, **TARGET_STYLE)
+                between = np.geomspace(min(sizes), max(sizes), 50).tolist()
+                targets = [float32(alpha * alpha * target_kl) for alpha in between]
+                by_alpha.plot([sign * alpha for alpha in between], targets, zorder=2, **TARGET_STYLE)
     alphas = [panel.alpha for panels in facets.values() for panel in panels if panel.alpha]
     room = 0.06 * (max(alphas) - min(alphas))
     for ax in (by_alpha, alive_by_alpha):

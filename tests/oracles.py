@@ -156,7 +156,9 @@ def lives_of(
 def panels_of(lives: Sequence[Life], keep_duplicates: bool = False) -> dict[tuple[str, float], list[Life]]:
     """The rollouts of each panel, row by row, alphas ascending; of exact copies within a panel the first one."""
     facets = sorted({life.facet for life in lives}, key=by_number)
-    panels = {(facet, alpha): [] for facet in facets for alpha in sorted({life.alpha for life in lives})}
+    panels: dict[tuple[str, float], list[Life]] = {
+        (facet, alpha): [] for facet in facets for alpha in sorted({life.alpha for life in lives})
+    }
     for life in lives:
         panel = panels[life.facet, life.alpha]
         if keep_duplicates or life.identity is None or all(life.identity != other.identity for other in panel):
