@@ -99,7 +99,7 @@ class Args:
     window: int | None = None
     """Use at most this many tokens of each rollout. Default: the window in calib.json."""
     keep_duplicates: bool = False
-    """Count exact copies of a rollout, too, instead of leaving them out."""
+    """Count exact copies of a rollout instead of leaving them out."""
     skip_bad_cells: bool = False
     """Leave out cells whose files are damaged, with a warning, instead of stopping."""
     # what counts as dead
@@ -111,7 +111,7 @@ class Args:
     normalize_kl: bool = True
     """Divide each rollout's KL by its own scale. Otherwise KL is drawn in nats, with its target."""
     calib_tokens: int = 20
-    """A rollout's scale is the 95th percentile of its KL over this many first tokens."""
+    """How many of a rollout's first tokens make its scale, the 95th percentile of their KL."""
     calib_on: Literal["smoothed", "raw"] = "smoothed"
     """Take that percentile of the smoothed KL, or of the KL as recorded."""
     roll: int = 65
@@ -148,11 +148,9 @@ class Args:
         """Ascending; numbers that differ by rounding are one alpha, and -0.0 is 0."""
         requested: list[float] = []
         for alpha in sorted(self.alphas):
-            requested += [] if any(same_alpha(alpha, a) for a in requested) else [alpha + 0.0]
+            if not any(math.isclose(alpha, a) for a in requested):
+                requested.append(alpha + 0.0)
         return requested
-
-    def wants(self, alpha: float) -> bool:
-        return not self.alphas or alpha in self.requested_alphas
 
 
 class SweepError(Exception):
@@ -193,17 +191,10 @@ def check_args(args: Args) -> None:
     palette_colours(args.palette)
 
 
-def same_alpha(a: float, b: float) -> bool:
-    """Whether two numbers are one steering strength, as 0.3 and 3 * 0.1 are."""
-    return math.isclose(a, b, rel_tol=1e-9)
-
-
 # ---------------------------------------------------------------------------------------- the data
-
-
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run of the sweep: one model, steered by one method, with one seed. Its texts are fit for print."""
+    """One run of the sweep: one model, steered by one method, with one seed. Its strings are already escaped."""
 
     folder: Path
     name: str  # of the folder
@@ -236,8 +227,7 @@ class Rollout:
     cell: Cell = field(repr=False)
     prompt_index: int
     alpha: float
-    generated_kl: np.ndarray = field(repr=False)  # (n_kl,) float32, nats, of all generated tokens: NaN where
-    # not measured, inf where infinite or above MAX_KL
+    generated_kl: np.ndarray = field(repr=False)  # (n_kl,) float32, nats; NaN: not measured, inf: above MAX_KL
     n_tokens: int  # T
     forks: np.ndarray = field(repr=False)  # (F,) tokens, ascending
     pmass: np.ndarray = field(repr=False)  # (F,), NaN where not measured
@@ -278,7 +268,7 @@ class Rollout:
 
     @property
     def target(self) -> float:
-        """alpha^2 * target_kl, what KL would be if it grew as for small steps; nats, NaN at alpha 0."""
+        """alpha^2 * target_kl, the KL to expect if it grew as it does at small alpha; nats, NaN at alpha 0."""
         return float32(self.alpha * self.alpha * self.cell.target_kl) if self.alpha else math.nan
 
     @cached_property
@@ -324,9 +314,10 @@ class KlSummary(NamedTuple):
     @property
     def verdict(self) -> Literal["over", "under", "open"]:
         """Whether more than 5% of the tokens are above their target, as far as the evidence of prompts tells."""
-        low, high = self.interval or {0.0: (0, 0), 1.0: (1, 1)}.get(self.over_target, (0, 1))
         if self.n_prompts < 3:
             return "open"
+        is_certain = self.over_target in (0, 1)  # where there is no interval
+        low, high = self.interval or ((self.over_target, self.over_target) if is_certain else (0, 1))
         return "over" if low > ALLOWED_OVER else "under" if high < ALLOWED_OVER else "open"
 
     @property
@@ -395,9 +386,35 @@ class Panel:
         curve = self.survival
         return (float(curve.s[-1]), float(curve.low[-1]), float(curve.high[-1])) if len(curve.forks) else None
 
+    @property
+    def has_log_kl(self) -> bool:
+        """Whether its KL can stand on a logarithmic axis."""
+        return 0 < self.kl.p95 < math.inf
+
     @cached_property
     def kl(self) -> KlSummary:
-        return summarise_kl(self.rollouts)
+        """NaN is left out."""
+        pooled = np.concatenate([r.kl[~np.isnan(r.kl)] for r in self.rollouts] or [np.empty(0)])
+        over, total = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+        for r in self.rollouts:
+            over[r.prompt] += int((r.kl > r.target).sum())
+            total[r.prompt] += int((~np.isnan(r.kl)).sum())
+        targets = sorted({r.target for r in self.rollouts if r.alpha})
+        prompts = [prompt for prompt, n_tokens in total.items() if n_tokens and targets]
+        counts = (np.array([each[prompt] for prompt in prompts]) for each in (over, total))
+        scales = [r.scale for r in self.rollouts if math.isfinite(r.scale)]
+        return KlSummary(
+            targets=targets,
+            p95=p95(pooled),
+            median=float(np.median(pooled)) if len(pooled) else math.nan,
+            largest=float(np.max(pooled, initial=-math.inf, where=np.isfinite(pooled))),
+            over_target=over.total() / total.total() if prompts else math.nan,
+            interval=share_interval(*counts),
+            n_prompts=len(prompts),
+            scale=float(np.median(scales)) if scales else math.nan,
+            no_scale=self.n - len(scales),
+            tokens=float(np.mean([len(r.kl) for r in self.rollouts])) if self.rollouts else math.nan,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,21 +430,15 @@ class Sweep:
     notes: list[str]  # what was left out, and what is unusual
 
     def __repr__(self) -> str:
-        sizes: dict[str, list[Any]] = {
-            "cell": self.cells,
-            "rollout": self.rollouts,
-            "panel": self.panels,
-            "note": self.notes,
-        }
-        return f"<Sweep {self.name}: {', '.join(plural(len(held), noun) for noun, held in sizes.items())}>"
+        sizes = {"cell": len(self.cells), "rollout": len(self.rollouts), "panel": len(self.panels)}
+        counts = (plural(size, noun) for noun, size in (sizes | {"note": len(self.notes)}).items())
+        return f"<Sweep {self.name}: {', '.join(counts)}>"
 
     @cached_property
     def facets(self) -> dict[str, list[Panel]]:
         """The panels of each row of panels."""
-        facets = defaultdict(list)
-        for panel in self.panels:
-            facets[panel.facet].append(panel)
-        return dict(facets)
+        facets = dict.fromkeys(panel.facet for panel in self.panels)
+        return {facet: [panel for panel in self.panels if panel.facet == facet] for facet in facets}
 
     @property
     def has_dose(self) -> bool:
@@ -443,8 +454,6 @@ class Sweep:
 
 
 # ---------------------------------------------------------------------------------- words for print
-
-
 def escaped(text: object) -> str:
     """The text, safe in one line of any output: in quotes and spelled out where it holds control characters."""
     return str(text) if str(text).isprintable() else repr(str(text))
@@ -491,8 +500,6 @@ def track(items: Sequence[T], what: str) -> Iterator[T]:
 
 
 # --------------------------------------------------------------------------------------------- read
-
-
 class DamageError(Exception):
     """The content of a file is not what a sweep writes."""
 
@@ -549,9 +556,8 @@ def json_problem(text: str, error: ValueError) -> str:
         return "HTML or XML, not JSON"
     if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
         return f"more than one JSON document (the second one starts in line {error.lineno})"
-    return (
-        f"{'not JSON, or cut off' if text.strip() else 'empty, or cut off'} ({error}); is the sweep still writing it?"
-    )
+    found = "not JSON" if text.strip() else "empty"
+    return f"{found}, or cut off ({error}); is the sweep still writing it?"
 
 
 def expect(value: Any, kind: type, what: str) -> Any:
@@ -596,8 +602,8 @@ def pmass_array(values: Any, n_forks: int, what: str) -> np.ndarray:
     return pmass
 
 
-def by_alpha(content: dict[str, Any], key: str, known: list[float]) -> dict[float, list[Any]]:
-    """The lists under a key, taken out of it, by steering strength. Raises DamageError.
+def take_by_alpha(content: dict[str, Any], key: str, args: Args, known: list[float]) -> dict[float, list[Any]]:
+    """The lists under a key, taken out of `content`, by requested steering strength. Raises DamageError.
 
     A number within 1e-9, relative, of one of the `known` alphas is that alpha; new ones are added to them.
     """
@@ -607,13 +613,13 @@ def by_alpha(content: dict[str, Any], key: str, known: list[float]) -> dict[floa
             number = float(name) + 0.0  # -0.0 is 0
         except ValueError:
             number = math.nan
-        alpha = next((a for a in known if same_alpha(a, number)), number)
+        alpha = next((a for a in known if math.isclose(a, number)), number)
         if alpha in lists or not math.isfinite(alpha):
             raise DamageError(f'"{key}" has the key {name!r}, which is no number or there twice')
         lists[alpha] = expect(values, list, f'"{key}" at alpha {name}')
         known += [] if alpha in known else [alpha]
     del content[key]
-    return lists
+    return {alpha: values for alpha, values in lists.items() if not args.alphas or alpha in args.requested_alphas}
 
 
 def load_calib(folder: Path) -> Cell:
@@ -637,11 +643,10 @@ def load_trajectory(folder: Path, args: Args, known: list[float]) -> dict[float,
     """KL in nats of each rollout (L,), at each requested alpha. Raises CellError."""
     kl: dict[float, list[np.ndarray]] = {}
     with json_file(folder / TRAJECTORY_FILE) as content:
-        lists = by_alpha(content, "per_prompt_per_t_kl", known)
+        lists = take_by_alpha(content, "per_prompt_per_t_kl", args, known)
         for alpha in [*lists]:
             values = lists.pop(alpha)  # popped, as all lists and all arrays at once would fill the memory
-            if args.wants(alpha):
-                kl[alpha] = [number_array(row, f"alpha {alpha:.12g}, rollout {i}") for i, row in enumerate(values)]
+            kl[alpha] = [number_array(row, f"alpha {alpha:.12g}, rollout {i}") for i, row in enumerate(values)]
     return kl
 
 
@@ -651,12 +656,14 @@ class PmassRecord(NamedTuple):
     forks: np.ndarray  # (F,) tokens, ascending
     pmass: dict[float, list[np.ndarray]]  # (F,) of each rollout, NaN where not measured
     gen_lens: dict[float, np.ndarray] | None  # (N,) tokens; None where there are none
+    lengths_key: str  # under which they stand
     other_metrics: list[str]  # keys that hold values, too
 
 
 def load_pmass(folder: Path, args: Args, known: list[float]) -> PmassRecord:
     """The probability mass at the fork points. Raises CellError, also where it was not measured."""
-    metric, lengths_key = args.metric, lengths_key_of(args.metric)
+    metric = args.metric
+    lengths_key = "gen_lens_" + (metric.removeprefix("pmass").removeprefix("_") or "qa")
     with json_file(folder / PMASS_FILE) as content:
         if not expect(content.get("computed", True), bool, '"computed"'):
             raise CellError('pmass was not measured ("computed" is false)')
@@ -667,35 +674,23 @@ def load_pmass(folder: Path, args: Args, known: list[float]) -> PmassRecord:
         forks = count_array(value_of(content, "fork_points"), '"fork_points"')
         order = np.argsort(forks, kind="stable")
         pmass: dict[float, list[np.ndarray]] = {}
-        for alpha, rows in by_alpha(content, metric, known).items():
+        for alpha, rows in take_by_alpha(content, metric, args, known).items():
             what = f"{metric} at alpha {alpha:.12g}, rollout"
-            if args.wants(alpha):
-                pmass[alpha] = [pmass_array(row, len(forks), f"{what} {i},")[order] for i, row in enumerate(rows)]
+            pmass[alpha] = [pmass_array(row, len(forks), f"{what} {i},")[order] for i, row in enumerate(rows)]
         gen_lens: dict[float, np.ndarray] | None = None
         if lengths_key in content:
-            gen_lens = {
-                alpha: count_array(lengths, f"{lengths_key} at alpha {alpha:.12g}")
-                for alpha, lengths in by_alpha(content, lengths_key, known).items()
-                if args.wants(alpha)
-            }
-    return PmassRecord(forks[order], pmass, gen_lens, others)
-
-
-def lengths_key_of(metric: str) -> str:
-    """Key in pmass.json that holds the generated lengths of the rollouts that the metric was measured on."""
-    return "gen_lens_" + (metric.removeprefix("pmass").removeprefix("_") or "qa")
+            what, lengths = f"{lengths_key} at alpha", take_by_alpha(content, lengths_key, args, known)
+            gen_lens = {alpha: count_array(values, f"{what} {alpha:.12g}") for alpha, values in lengths.items()}
+    return PmassRecord(forks[order], pmass, gen_lens, lengths_key, others)
 
 
 def load_rollouts(cell: Cell, args: Args, known: list[float]) -> tuple[list[Rollout], dict[float, str]]:
-    """A cell's rollouts at the requested alphas, and why there are none at the other alphas that its files name.
-
-    Raises CellError where the cell cannot be used, or where its files disagree on the number of rollouts.
-    """
+    """A cell's rollouts at the requested alphas, and why there are none at its other alphas. Raises CellError."""
     record = load_pmass(cell.folder, args, known)
     kl = load_trajectory(cell.folder, args, known)
     sources: dict[str, Mapping[float, Any]] = {TRAJECTORY_FILE: kl, args.metric: record.pmass}
     if record.gen_lens is not None:
-        sources[lengths_key_of(args.metric)] = record.gen_lens
+        sources[record.lengths_key] = record.gen_lens
     rollouts, missing = [], {}
     for alpha in sorted(kl.keys() | record.pmass.keys()):
         sizes = {source: len(lists[alpha]) for source, lists in sources.items() if alpha in lists}
@@ -752,7 +747,7 @@ def make_rollout(
 
 
 def cell_folders(root: Path) -> list[Path]:
-    """The folders in `root` that hold one of a cell's files, or of which nobody can tell."""
+    """The folders in `root` that hold one of a cell's files, or that cannot be looked into."""
     folders = []
     for folder in root.iterdir():
         is_closed = folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
@@ -804,6 +799,11 @@ def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[st
     return rollouts, left_out
 
 
+def name_of(root: Path) -> str:
+    """The name of runs_root as it was given: of a link, not of its target."""
+    return root.name if root.name not in ("", "..") else root.resolve().name
+
+
 def why_nothing(root: Path, left_out: Mapping[str, Sequence[str]]) -> str:
     """Why no cell can be used, and where there are cells."""
     deeper = Counter(path.parents[1] for path in root.glob(f"*/*/{CALIB_FILE}")).most_common(1)
@@ -813,18 +813,14 @@ def why_nothing(root: Path, left_out: Mapping[str, Sequence[str]]) -> str:
 
 
 def read(args: Args) -> Sweep:
-    """Read a sweep's cells and arrange their rollouts in panels.
-
-    Raises UsageError where a flag has a value that makes no sense, SweepError where the data does not allow a
-    figure. What was left out, and what is unusual, stands in the notes of the sweep.
-    """
+    """Read a sweep's cells and arrange their rollouts in panels. Raises SweepError, for a flag's value UsageError."""
     check_args(args)
     root = Path(args.runs_root)
     try:
         if not root.is_dir():
             raise SweepError(f"{escaped(root)}: no such folder; --runs-root must name the folder of the cells")
         rollouts, left_out = read_cells(root, args)
-        name = escaped(root.name or root.resolve().name)
+        name = escaped(name_of(root))
     except OSError as error:
         named = escaped(error.filename or root)
         raise SweepError(f"{named}: cannot be read ({error.strerror}); --runs-root must be readable") from None
@@ -860,17 +856,13 @@ def make_panels(rollouts: Sequence[Rollout], args: Args) -> list[Panel]:
     for r in rollouts:  # of exact copies in one panel, the first one
         key = id(r) if args.keep_duplicates or not r.identity else r.identity
         members[r.cell.facet(args.rows), r.alpha].setdefault(key, r)
-    facets = sorted({facet for facet, _ in members}, key=natural_order)
-    return [
-        Panel(facet, alpha, f"{alpha:.{digits}g}", [*members[facet, alpha].values()])
-        for facet in facets
-        for alpha in alphas
-    ]
+    panels = []
+    for facet in sorted({facet for facet, _ in members}, key=natural_order):
+        panels += [Panel(facet, a, f"{a:.{digits}g}", [*members[facet, a].values()]) for a in alphas]
+    return panels
 
 
 # -------------------------------------------------------------------------------- notes for the reader
-
-
 def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]]) -> list[str]:
     """What was left out, what is pooled, and what in the data is not as it should be; one line each."""
     notes = [f"Left out {join_first(dict.fromkeys(things))}: {reason}" for reason, things in left_out.items()]
@@ -890,6 +882,9 @@ def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]]) -> list[str]:
     notes += [f"Requested but in no cell: alpha {join_first(nowhere)}"] if nowhere else []
     notes += [f"Not every cell holds every alpha: {join_first(groups, 4, '; ')}"] if groups else []
     notes += [f"{what}: a rollout that reaches its own window is cut there, and censored"] if shorter else []
+    no_kl = [panel.name for panel in sweep.panels if panel.alpha and panel.rollouts and not panel.has_log_kl]
+    if no_kl and sweep.args.dose and sweep.has_dose:
+        notes.append(f"Not on the KL axes of the overview, as it is 0, infinite or not measured: {join_first(no_kl)}")
     for kind in ("model", "method"):
         pooled = [{getattr(r.cell, kind) for r in panel.rollouts} for panel in sweep.panels]
         if max(map(len, pooled)) > 1:
@@ -918,43 +913,26 @@ def copy_notes(sweep: Sweep) -> list[str]:
     return notes
 
 
-def repeated_facets(facets: Mapping[str, Sequence[Panel]]) -> dict[str, tuple[str, bool]]:
-    """The rows of panels that hold only copies of an earlier row's steered rollouts: which row's, and whether all."""
-    repeats: dict[str, tuple[str, bool]] = {}
-    earlier: dict[str, set[Any]] = {}
-    for facet, panels in facets.items():
-        identities = {r.identity for panel in panels if panel.alpha for r in panel.rollouts}
-        originals = [other for other, held in earlier.items() if identities and identities - {None} <= held]
-        if originals and None not in identities:
-            repeats[facet] = originals[0], identities == earlier[originals[0]]
-        earlier[facet] = identities
-    return repeats
-
-
 def panel_notes(sweep: Sweep) -> list[str]:
     """What is unusual in the rollouts, with the panels and how many."""
     args, panels = sweep.args, sweep.panels
-    mostly = [(p.name, p.n_recovered, p.n_deaths) for p in panels if p.n_recovered > p.n_deaths / 2]
-    recovered = join_first(f"{name}: {back} of {deaths}" for name, back, deaths in mostly)
+    hollow = [f"{p.name}: {p.n_recovered} of {p.n_deaths}" for p in panels if badge_of(p) == "hollow"]
     what = "More than half of the dead rollouts are back above the threshold at their last fork"
-    notes = [f"{what} ({recovered})"] if mostly else []
+    notes = [f"{what} ({join_first(hollow)})"] if hollow else []
     n_needed = args.roll if args.edges == "pad" else 0
     some_smoothed = any(r.n_kl >= n_needed for panel in panels for r in panel.rollouts)
     extent = "not smoothed" if some_smoothed else "which are all: nothing is smoothed"
+    late = "Below the threshold only after the last observed token, which is no death"
+    infinite = f"Tokens whose KL is infinite or above {MAX_KL:g} nats, a gap in the line, but above every target"
+    control = "Deaths at alpha 0: the probe fails on the unsteered model"
     unusual: dict[str, Callable[[Rollout], Any]] = {
-        "Deaths at alpha 0: the probe fails on the unsteered model": lambda r: (
-            r.alpha == 0 and r.fate.death is not None
-        ),
+        control: lambda r: r.alpha == 0 and r.fate.death is not None,
         f"Rollouts shorter than --roll {n_needed}, {extent}": lambda r: r.n_kl < n_needed,
         "KL records that end before their rollout does, censored there": lambda r: r.record_cut,
-        "Below the threshold only after the last observed token, which is no death": lambda r: (
-            r.fate.death is None and (r.pmass < args.threshold).any()
-        ),
+        late: lambda r: r.fate.death is None and (r.pmass < args.threshold).any(),
         "Rollouts whose pmass was never measured, so in no risk set": lambda r: r.fate.followed_to is None,
         "Tokens whose KL is NaN, a gap in the line": lambda r: np.isnan(r.kl).sum(),
-        f"Tokens whose KL is infinite or above {MAX_KL:g} nats, a gap in the line, but above every target": lambda r: (
-            np.isposinf(r.kl).sum()
-        ),
+        infinite: lambda r: np.isposinf(r.kl).sum(),
         "Tokens with a negative KL, below the axis": lambda r: (r.kl < -1e-3).sum(),
     }
     for what, count in unusual.items():
@@ -967,14 +945,12 @@ def panel_notes(sweep: Sweep) -> list[str]:
         first_weight = (args.roll // 2 + 1) / args.roll  # of the first token, in the first value of the rolling mean
         by_one = sum(r.scale / 2 < first_weight * r.kl[0] < math.inf for r in padded)
         if by_one and args.normalize_kl and args.calib_on == "smoothed" and args.roll > 1:
-            shares.append(f"{facet}{': ' if facet else ''}{by_one} of {len(padded)}")
+            shares.append(f"{args.rows} {facet}: " * bool(facet) + f"{by_one} of {len(padded)}")
     what = "Scales made by one token, the first, which padding repeats"
     return notes + ([f"{what} ({join_first(shares)}): --edges shrink avoids it"] if shares else [])
 
 
 # --------------------------------------------------------------------------------------- the maths
-
-
 def float32(value: float) -> float:
     """The number, rounded as KL is stored, so that equal numbers compare as equal."""
     return float(np.float32(min(value, 1e38)))
@@ -1056,31 +1032,6 @@ def p99_of_lines(panels: Sequence[Panel]) -> float:
     return interpolated(greatest, n, 0.99)
 
 
-def summarise_kl(rollouts: Sequence[Rollout]) -> KlSummary:
-    """The KL of one panel's rollouts, NaN left out."""
-    pooled = np.concatenate([r.kl[~np.isnan(r.kl)] for r in rollouts] or [np.empty(0)])
-    over, total = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
-    for r in rollouts:
-        over[r.prompt] += int((r.kl > r.target).sum())
-        total[r.prompt] += int((~np.isnan(r.kl)).sum())
-    targets = sorted({r.target for r in rollouts if r.alpha})
-    prompts = [prompt for prompt, n_tokens in total.items() if n_tokens and targets]
-    counts = (np.array([each[prompt] for prompt in prompts]) for each in (over, total))
-    scales = [r.scale for r in rollouts if math.isfinite(r.scale)]
-    return KlSummary(
-        targets=targets,
-        p95=p95(pooled),
-        median=float(np.median(pooled)) if len(pooled) else math.nan,
-        largest=float(np.max(pooled, initial=-math.inf, where=np.isfinite(pooled))),
-        over_target=over.total() / total.total() if prompts else math.nan,
-        interval=share_interval(*counts),
-        n_prompts=len(prompts),
-        scale=float(np.median(scales)) if scales else math.nan,
-        no_scale=len(rollouts) - len(scales),
-        tokens=float(np.mean([len(r.kl) for r in rollouts])) if rollouts else math.nan,
-    )
-
-
 def share_interval(over: np.ndarray, total: np.ndarray) -> tuple[float, float] | None:
     """95% interval of a share of tokens, from the counts (m,) of m prompts; None for m < 3 or where a share is 0 or 1.
 
@@ -1110,7 +1061,6 @@ def kaplan_meier(followed_to: np.ndarray, died: np.ndarray, forks: np.ndarray, w
 
     followed_to (m,) in tokens, died bool (m,); whoever is censored at a token is still at risk there. `weight`
     is how much of an independent observation each one is; it widens the interval and leaves S as it is.
-
     The interval is the beta product confidence procedure, by two moments: Fay, Brittain, Proschan (2013),
     Biostatistics 14:723. It is defined everywhere, and without censoring it is Clopper and Pearson's.
     """
@@ -1147,7 +1097,7 @@ def beta_quantile(q: float, a: float, b: float) -> float:
 
 
 def count_at_risk(followed_to: np.ndarray, tokens: np.ndarray | Sequence[int]) -> np.ndarray:
-    """How many of the rollouts, followed up to (m,) tokens, are followed to the tokens (k,) or later. (k,)"""
+    """How many rollouts are still at risk at each of the tokens (k,), given how far each one was followed (m,). (k,)"""
     return np.asarray((followed_to[:, None] >= np.asarray(tokens)).sum(axis=0))
 
 
@@ -1200,11 +1150,9 @@ FONT = "DejaVu Sans"
 STYLE: dict[str, Any] = {
     "font.family": FONT,
     "font.size": 7,
-    "axes.labelsize": 7,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.fontsize": 7,
     "text.parse_math": False,  # names may hold a $
     "pdf.fonttype": 42,
     "svg.hashsalt": "spaghetti_kl_alive",  # the same input gives the same bytes
@@ -1272,20 +1220,21 @@ def death_style(dead_colour: Colour) -> dict[str, Any]:
     return DEATH_STYLE | {"color": [c / 2 for c in dead_colour]}
 
 
-# words, before they are text on axes
-
-
+# -------------------------------------------------------- draw: words, before they are text on axes
 def target_text(kl: KlSummary) -> str:
-    """A panel's KL against its target in nats: "KL 1.7 < 4", with the digits that it takes to be true as printed.
+    """A panel's KL against its target in nats: "KL 1.7 < 4", with as many digits as the printed numbers need for that.
 
-    Where cells have different targets, or rounding cannot agree with the share of tokens above the target, that
-    share: "7.1% over 1, 2".
+    Where the cells' targets differ, or no rounding agrees with the sign, the share of tokens above: "7.1% over 1, 2".
     """
-    for digits in (2, 3, 4, 5, 6) if len(kl.targets) == 1 else ():
-        ours, limit = (float(f"{x:.{n}g}") for x, n in ((kl.p95, digits), (kl.targets[0], max(4, digits))))
-        if {"<": ours < limit, ">": ours > limit, "≈": ours != limit or digits == 6}[kl.sign]:
-            return f"KL {significant(ours, 6)} {kl.sign} {significant(limit, 6)}"
-    return f"{100 * kl.over_target:.3g}% over {join_first((significant(target, 3) for target in kl.targets), 3)}"
+    share = f"{100 * kl.over_target:.3g}% over {join_first((significant(target, 3) for target in kl.targets), 3)}"
+    if len(kl.targets) != 1:
+        return share
+    for digits in (2, 3, 4, 5, 6):
+        ours, target = float(f"{kl.p95:.{digits}g}"), float(f"{kl.targets[0]:.{max(4, digits)}g}")
+        agrees = {"<": ours < target, ">": ours > target, "≈": ours != target or digits == 6}
+        if agrees[kl.sign]:
+            return f"KL {significant(ours, 6)} {kl.sign} {significant(target, 6)}"
+    return share
 
 
 def title_lines(panel: Panel, args: Args, top: float = math.inf) -> list[tuple[str, str]]:
@@ -1387,26 +1336,28 @@ def quiet_line(sweep: Sweep) -> str:
 
 
 def facet_titles(sweep: Sweep) -> dict[str, str]:
-    """What stands over each row of panels."""
-    names, repeats = short_names(sweep.facets), repeated_facets(sweep.facets)
-    titles = {facet: f"seed {name}" if sweep.args.rows == "seed" else name for facet, name in names.items()}
-    again = {
-        facet: f": {'' if is_whole else 'some of '}the rollouts of {titles[original]} again"
-        for facet, (original, is_whole) in repeats.items()
-    }
-    return {facet: title + again.get(facet, "") for facet, title in titles.items()}
+    """What stands over each row of panels; also, whether it only repeats the steered rollouts of an earlier row."""
+    titles: dict[str, str] = {}
+    earlier: list[tuple[str, set[Any]]] = []
+    for facet, name in short_names(sweep.facets).items():
+        titles[facet] = title = f"seed {name}" if sweep.args.rows == "seed" else name
+        steered = {r.identity for panel in sweep.facets[facet] if panel.alpha for r in panel.rollouts}
+        original = next((row for row in earlier if steered and None not in steered and steered <= row[1]), None)
+        if original:
+            part = "" if steered == original[1] else "some of "
+            titles[facet] += f": {part}the rollouts of {original[0]} again"
+        earlier.append((title, steered))
+    return titles
 
 
 def target_label(cells: Sequence[Cell]) -> str:
     """What the dashed target is: "target: α² · 1 nat"."""
     budgets = {significant(cell.target_kl, 3) for cell in cells}
-    budget = f"{budgets.pop()} nat" if len(budgets) == 1 else "budget"
-    return f"target: α² · {budget}{'s' if budget.endswith('nat') and budget != '1 nat' else ''}"
+    budget = budgets.pop() if len(budgets) == 1 else ""
+    return f"target: α² · {budget} nat{'' if budget == '1' else 's'}" if budget else "target: α² · budget"
 
 
-# the page, in numbers
-
-
+# ----------------------------------------------------------------------- draw: the page, in numbers
 def text_width(text: str, size: float = 7, weight: str = "normal", **_: Any) -> float:
     """The width of a line of text in inches."""
     font = FontProperties(family=FONT, size=size, weight=weight)
@@ -1452,48 +1403,19 @@ def view_of(panels: Sequence[Panel], args: Args) -> View:
     return View(longest, [int(tick) for tick in ticks if tick <= longest], bottom, top, n_title_lines)
 
 
-class Page(NamedTuple):
-    """Where everything stands on the page, in inches."""
-
-    width: float
-    height: float
-    title: list[str]
-    quiet: list[str]
-    n_columns: int
-    panel_width: float
-    row_heights: list[float]  # of the grid: for each row of panels its titles, KL, gap, strip, tick labels
-    facet_titles: list[list[str]]  # lines, for each row of panels
-
-
-def page_of(sweep: Sweep, view: View) -> Page:
-    """A page as wide as the words over its panels need. Raises SweepError where a file format cannot hold it."""
-    args, panels = sweep.args, sweep.panels
-    n_alphas = len({panel.alpha for panel in panels})
+def columns_of(sweep: Sweep, view: View) -> tuple[int, float]:
+    """How many panels stand side by side, and how many inches wide each is, for the words over it to have room."""
+    args, n_alphas = sweep.args, len({panel.alpha for panel in sweep.panels})
     balanced = n_alphas if n_alphas <= 6 else min((6, 5, 4, 3), key=lambda columns: -n_alphas % columns)
     n_columns = n_alphas if args.rows else min(n_alphas, args.ncols or balanced)
     paper, n_abreast = (COLUMN_WIDTH, n_columns) if n_columns <= 2 else (PAGE_WIDTH, max(4, n_columns))
     panel_width = (paper - LEFT_MARGIN - PAGE_MARGIN + COLUMN_GAP) / n_abreast - COLUMN_GAP
-    for panel in panels:
+    for panel in sweep.panels:
         for i, (left, right) in enumerate(title_lines(panel, args, view.top)):
             left_style, right_style = title_styles(panel, i, to_rgb(DEAD_COLOUR))
             both = text_width(left, **left_style) + text_width(right, **right_style)
             panel_width = max(panel_width, both + TITLE_GAP * (1 + ("bbox" in right_style)))
-    width = LEFT_MARGIN + n_columns * (panel_width + COLUMN_GAP) - COLUMN_GAP + PAGE_MARGIN
-    title, quiet = (
-        wrapped(text, width - 2 * PAGE_MARGIN, style)
-        for text, style in ((page_title(sweep), TITLE_STYLE), (quiet_line(sweep), QUIET_STYLE | {"size": 6.5}))
-    )
-    texts = facet_titles(sweep).values() if args.rows else [""] * -(-n_alphas // n_columns)
-    titles = [wrapped(text, width - 2 * PAGE_MARGIN, TITLE_STYLE) if text else [] for text in texts]
-    below = [STRIP_GAP, STRIP_HEIGHT, TICKS_HEIGHT] if args.survival else [0, 0, TICKS_HEIGHT - TEXT_LINE]
-    rows = [
-        [FACET_GAP + (view.n_title_lines + 0.2 + 1.15 * len(lines)) * TEXT_LINE, KL_HEIGHT, *below] for lines in titles
-    ]
-    legend_lines = -(-len(legend_handles(sweep)) // legend_columns(width))
-    head = 2 * PAGE_MARGIN + (1.25 * len(title) + len(quiet) + 0.95 * legend_lines) * TEXT_LINE
-    row_heights = [height for heights in rows for height in heights]
-    check_size(width, head + sum(row_heights), args)
-    return Page(width, head + sum(row_heights), title, quiet, n_columns, panel_width, row_heights, titles)
+    return n_columns, panel_width
 
 
 def check_size(width: float, height: float, args: Args) -> None:
@@ -1502,14 +1424,11 @@ def check_size(width: float, height: float, args: Args) -> None:
     is_large_png = "png" in args.formats and (max(pixels) >= 2**16 or math.prod(pixels) > 4e8)
     if is_large_png or ("pdf" in args.formats and max(width, height) > 200):
         size = f"{pixels[0]} x {pixels[1]} pixels, {width:.0f} x {height:.0f} inches"
-        limit = "a PNG can hold (65535 pixels a side)" if is_large_png else "a PDF page can hold (200 inches a side)"
+        png_limit = "a PNG may have here (65535 pixels a side, 400 million in all)"
+        limit = png_limit if is_large_png else "a PDF page can hold (200 inches a side)"
         fewer = "fewer cells (--model-contains)" if args.rows else "another --ncols"
         ways = f"fewer --alphas, {fewer} or {'a lower --dpi' if is_large_png else '--no-survival'}"
         raise SweepError(f"the figure would be {size}, more than {limit}\nUse {ways}.")
-
-
-def legend_columns(width: float) -> int:
-    return max(1, int(width / 1.62))
 
 
 def legend_handles(sweep: Sweep) -> dict[str, Any]:
@@ -1517,14 +1436,14 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
     args = sweep.args
     alive_colour, dead_colour = palette_colours(args.palette)
     cross, reference = death_style(dead_colour), SCALE_STYLE if args.normalize_kl else TARGET_STYLE
+    dead = cross | {"color": dead_colour, "markeredgecolor": cross["color"], "linestyle": "-", "linewidth": 1.8}
     handles: dict[str, Any] = {
         "alive": {"color": alive_colour, "linewidth": 1.8},
-        "dead, from the cross on": cross | {"linestyle": "-", "linewidth": 1.8, "markeredgecolor": cross["color"]},
+        "dead, from the cross on": dead,
         "ended by itself (EOS)": EOS_STYLE,
         "median (dotted: < half left)": MEDIAN_STYLE,
         f"own p95 (first {args.calib_tokens} tokens)" if args.normalize_kl else target_label(sweep.cells): reference,
     }
-    handles["dead, from the cross on"]["color"] = dead_colour
     handles = {label: Line2D([], [], **style) for label, style in handles.items()}
     if any(padded_spans(panel, args) for panel in sweep.panels):
         handles["padded ends, unreliable"] = Patch(facecolor=PADDED_COLOUR)
@@ -1534,27 +1453,38 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
     return handles
 
 
-def blank_figure(sweep: Sweep, page: Page) -> tuple[Figure, GridSpec]:
-    """The page with its title, quiet line and legend, and the grid for its panels."""
-    figure = SelfShowingFigure(figsize=(page.width, page.height), dpi=sweep.args.dpi)
-    y = page.height - PAGE_MARGIN
-    for lines, spacing, style in ((page.title, 1.25, TITLE_STYLE), (page.quiet, 1.0, QUIET_STYLE | {"size": 6.5})):
-        for line in lines:
-            y -= spacing * TEXT_LINE
-            figure.text(PAGE_MARGIN, y + 0.25 * TEXT_LINE, line, transform=figure.dpi_scale_trans, **style)
-    handles, corner = legend_handles(sweep), (PAGE_MARGIN / page.width, (y - 0.3 * TEXT_LINE) / page.height)
-    ncols = legend_columns(page.width)
-    figure.legend([*handles.values()], [*handles], bbox_to_anchor=corner, ncols=ncols, **LEGEND_STYLE)
-    sides = {"left": LEFT_MARGIN / page.width, "right": 1 - PAGE_MARGIN / page.width}
-    sides |= {"top": sum(page.row_heights) / page.height, "bottom": 0}
-    grid = figure.add_gridspec(len(page.row_heights), page.n_columns, height_ratios=page.row_heights, hspace=0)
-    grid.update(wspace=COLUMN_GAP / page.panel_width, **sides)
-    return figure, grid
+def blank_figure(sweep: Sweep, view: View) -> tuple[Figure, GridSpec, list[list[str]]]:
+    """The page with its title, quiet line and legend; the grid for its panels; the lines over each row of panels."""
+    args = sweep.args
+    n_columns, panel_width = columns_of(sweep, view)
+    width = LEFT_MARGIN + n_columns * (panel_width + COLUMN_GAP) - COLUMN_GAP + PAGE_MARGIN
+    room, quiet_style = width - 2 * PAGE_MARGIN, QUIET_STYLE | {"size": 6.5}
+    head = [(line, 1.25, TITLE_STYLE) for line in wrapped(page_title(sweep), room, TITLE_STYLE)]
+    head += [(line, 1.0, quiet_style) for line in wrapped(quiet_line(sweep), room, quiet_style)]
+    handles, legend_columns = legend_handles(sweep), max(1, int(width / 1.62))
+    n_lines = sum(spacing for _, spacing, _ in head) + 0.95 * -(-len(handles) // legend_columns)
+    texts = facet_titles(sweep).values() if args.rows else [""] * -(-len(sweep.panels) // n_columns)
+    titles = [wrapped(text, room, TITLE_STYLE) if text else [] for text in texts]
+    below = [STRIP_GAP, STRIP_HEIGHT, TICKS_HEIGHT] if args.survival else [0, 0, TICKS_HEIGHT - TEXT_LINE]
+    row_heights: list[float] = []  # for each row of panels its titles, KL, gap, strip, tick labels
+    for lines in titles:
+        row_heights += [FACET_GAP + (view.n_title_lines + 0.2 + 1.15 * len(lines)) * TEXT_LINE, KL_HEIGHT, *below]
+    height = 2 * PAGE_MARGIN + n_lines * TEXT_LINE + sum(row_heights)
+    check_size(width, height, args)
+    figure = SelfShowingFigure(figsize=(width, height), dpi=args.dpi)
+    y = height - PAGE_MARGIN
+    for line, spacing, style in head:
+        y -= spacing * TEXT_LINE
+        figure.text(PAGE_MARGIN, y + 0.25 * TEXT_LINE, line, transform=figure.dpi_scale_trans, **style)
+    corner = (PAGE_MARGIN / width, (y - 0.3 * TEXT_LINE) / height)
+    figure.legend([*handles.values()], [*handles], bbox_to_anchor=corner, ncols=legend_columns, **LEGEND_STYLE)
+    sides = {"left": LEFT_MARGIN / width, "right": 1 - PAGE_MARGIN / width, "top": sum(row_heights) / height}
+    gaps = {"bottom": 0, "hspace": 0, "wspace": COLUMN_GAP / panel_width}
+    grid = figure.add_gridspec(len(row_heights), n_columns, height_ratios=row_heights, **sides, **gaps)
+    return figure, grid, titles
 
 
-# one panel
-
-
+# ---------------------------------------------------------------------------------- draw: one panel
 def drawing_order(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts, each fate spread evenly, so that overlapping lines show the true share of each colour."""
     size, seen = Counter(r.fate.end for r in rollouts), Counter[str]()
@@ -1593,7 +1523,7 @@ def padded_spans(panel: Panel, args: Args) -> list[tuple[int, int]]:
 
 
 def title_styles(panel: Panel, line: int, dead_colour: Colour) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How the two columns of a title line look: deaths are a badge, an excess over the target that is clear is bold."""
+    """How the two columns of a title line look: deaths are a badge, a clear excess over the target is bold."""
     left = STRONG_STYLE if line == 0 or (line == 2 and panel.kl.verdict == "over") else QUIET_STYLE
     badge = badge_of(panel) if line == 0 else ""
     if not badge:
@@ -1615,10 +1545,7 @@ def draw_title(ax: Axes, panel: Panel, args: Args, view: View) -> None:
 
 
 def draw_lines(ax: Axes, lines: Sequence[tuple[Rollout, np.ndarray]], args: Args, opacity: float) -> None:
-    """Each rollout as an alive and a dead polyline, and over them their median.
-
-    The median is over the lines that run at a token, dotted where fewer than half of all lines do.
-    """
+    """Each rollout as an alive and a dead polyline; over them their median, dotted where fewer than half are left."""
     alive_colour, dead_colour = palette_colours(args.palette)
     polylines, colours = [], []
     for r, line in lines:
@@ -1691,9 +1618,8 @@ def draw_panel(ax: Axes, panel: Panel, args: Args, view: View | None = None) -> 
 def draw_strip(ax: Axes, panel: Panel, args: Args, view: View | None = None) -> None:
     """Draw the share alive into axes: light colours below and above it, its interval, a dot at each fork, at risk.
 
-    Between two forks the interval runs from the next one's lower limit to the previous one's upper limit, as
-    death is seen only at forks. Interval and numbers at risk as KMunicate asks: Morris et al. (2019), BMJ Open
-    9:e030215.
+    Between two forks the interval runs from the next one's lower limit to the previous one's upper limit, as death is
+    seen only at forks. Interval and numbers at risk as KMunicate asks: Morris et al. (2019), BMJ Open 9:e030215.
     """
     with own_style():
         view = view or view_of([panel], args)
@@ -1734,17 +1660,13 @@ def draw_row_labels(ax: Axes, strip: Axes, args: Args, view: View, titles: Seque
 
 
 def draw(sweep: Sweep) -> Figure:
-    """The figure of a sweep: rows of panels, each with its strip, under a title and a legend; sizes as on paper.
-
-    Raises SweepError where it would be larger than its file formats hold.
-    """
+    """The figure of a sweep, as large as on paper. Raises SweepError where that is more than its file formats hold."""
     args = sweep.args
     with own_style():
         view = view_of(sweep.panels, args)
-        page = page_of(sweep, view)
-        figure, grid = blank_figure(sweep, page)
+        figure, grid, titles = blank_figure(sweep, view)
         for k, panel in track([*enumerate(sweep.panels)], "drawing panel"):
-            row, column = divmod(k, page.n_columns)
+            row, column = divmod(k, grid.ncols)
             ax = strip = figure.add_subplot(grid[5 * row + 1, column])
             draw_panel(ax, panel, args, view)
             if args.survival:
@@ -1756,18 +1678,13 @@ def draw(sweep: Sweep) -> Figure:
             first.set_horizontalalignment("left" if panel.n > 99 else "center")
             last.set_horizontalalignment("right" if view.token_ticks[-1] > 0.9 * view.longest else "center")
             if column == 0:
-                draw_row_labels(ax, strip, args, view, page.facet_titles[row])
+                draw_row_labels(ax, strip, args, view, titles[row])
     return figure
 
 
-# the overview
-
-
+# ------------------------------------------------------------------------------- draw: the overview
 def draw_dose(sweep: Sweep) -> Figure:
-    """The overview: KL against alpha, share alive at the end against alpha, and against KL; a line per row of panels.
-
-    Raises SweepError where there are fewer than two steered alphas.
-    """
+    """The overview: KL against alpha, share alive at the end against alpha and against KL; a line per row of panels."""
     if not sweep.has_dose:
         raise SweepError(f"{sweep.name}: the overview needs at least two steered alphas")
     args, titles = sweep.args, facet_titles(sweep)
@@ -1793,7 +1710,7 @@ def draw_dose(sweep: Sweep) -> Figure:
             figure.text(PAGE_MARGIN, y, line, transform=figure.dpi_scale_trans, **TITLE_STYLE)
         corner = (PAGE_MARGIN / PAGE_WIDTH, 1 - (PAGE_MARGIN + 1.35 * len(title) * TEXT_LINE) / height)
         figure.legend(handles, labels, bbox_to_anchor=corner, ncols=n_columns, **LEGEND_STYLE)
-        sides = {"left": 0.57 / PAGE_WIDTH, "right": 1 - 0.08 / PAGE_WIDTH, "wspace": 0.3}
+        sides = {"left": 0.64 / PAGE_WIDTH, "right": 1 - 0.2 / PAGE_WIDTH, "wspace": 0.3}
         axes = figure.subplots(1, 3, gridspec_kw=sides | {"bottom": 0.36 / height, "top": 1.5 / height})
         draw_dose_lines(axes, sweep.facets, looks)
     return figure
@@ -1810,60 +1727,61 @@ def facet_looks(facets: Sequence[str], args: Args) -> dict[str, dict[str, Any]]:
     return {facet: style | {"color": colour, "marker": marker} for facet, colour, marker in each}
 
 
-def draw_dose_lines(
-    axes: Sequence[Axes], facets: Mapping[str, Sequence[Panel]], looks: Mapping[str, dict[str, Any]]
-) -> None:
+def draw_dose_lines(axes: Sequence[Axes], facets: Mapping[str, list[Panel]], looks: Mapping[str, Any]) -> None:
     """The three axes of the overview. Alphas of different sign are not joined where there is no KL between them."""
-    by_alpha, alive_by_alpha, alive_by_kl = axes
+    kl_ax, alive_ax, tradeoff_ax = axes
     for i, (facet, panels) in enumerate(facets.items()):
         look = looks[facet]
         shift = (i - (len(looks) - 1) / 2) / 30 if "marker" in look else 0  # inches, so that intervals can be seen
-        beside = ScaledTranslation(shift, 0, by_alpha.figure.dpi_scale_trans)
+        beside = ScaledTranslation(shift, 0, kl_ax.figure.dpi_scale_trans)
         bars: dict[str, Any] = {"color": look["color"], "linewidth": 0.8, "alpha": 0.6, "zorder": 2}
         for sign in (-1, 1):
             measured = np.array([(p.alpha, *p.s_end) for p in panels if p.s_end and p.alpha * sign > 0])
             alpha, share, low, high = measured.reshape(-1, 4).T
-            alive_by_alpha.plot(alpha, share, transform=alive_by_alpha.transData + beside, zorder=3, **look)
-            alive_by_alpha.vlines(alpha, low, high, transform=alive_by_alpha.transData + beside, **bars)
-            steered = [p for p in panels if p.alpha * sign > 0 and 0 < p.kl.p95 < math.inf]
-            by_alpha.plot([p.alpha for p in steered], [p.kl.p95 for p in steered], zorder=3, **look)
+            alive_ax.plot(alpha, share, transform=alive_ax.transData + beside, zorder=3, **look)
+            if "marker" in look:
+                alive_ax.vlines(alpha, low, high, transform=alive_ax.transData + beside, **bars)
+            steered = [p for p in panels if p.alpha * sign > 0 and p.has_log_kl]
+            kl_ax.plot([p.alpha for p in steered], [p.kl.p95 for p in steered], zorder=3, **look)
             points = [(p.kl.p95, p.s_end[0]) for p in steered if p.s_end]
-            alive_by_kl.plot(*np.reshape(points, (-1, 2)).T, clip_on=False, zorder=3, **look)
+            tradeoff_ax.plot(*np.reshape(points, (-1, 2)).T, clip_on=False, zorder=3, **look)
             sizes = [abs(p.alpha) for p in steered]
             for target_kl in {r.cell.target_kl for p in steered for r in p.rollouts}:
                 between = np.geomspace(min(sizes), max(sizes), 50).tolist()
                 targets = [float32(alpha * alpha * target_kl) for alpha in between]
-                by_alpha.plot([sign * alpha for alpha in between], targets, zorder=2, **TARGET_STYLE)
+                kl_ax.plot([sign * alpha for alpha in between], targets, zorder=2, **TARGET_STYLE)
     alphas = [panel.alpha for panels in facets.values() for panel in panels if panel.alpha]
-    room = 0.06 * (max(alphas) - min(alphas))
-    for ax in (by_alpha, alive_by_alpha):
+    room = 0.1 * (max(alphas) - min(alphas))
+    for ax in (kl_ax, alive_ax):
         ax.set(xlabel="steering strength α", xlim=(min(alphas) - room, max(alphas) + room))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(lambda alpha, _: f"{alpha:g}")
-    by_alpha.set(ylabel="p95 of KL (nats)", yscale="log")
-    alive_by_kl.set(xlabel="p95 of KL (nats)", xscale="log")
-    for axis in (by_alpha.yaxis, alive_by_kl.xaxis):
-        axis.set_major_locator(FixedLocator(log_ticks(*axis.get_view_interval())))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(lambda kl, _: f"{kl:g}")
-    for ax in (alive_by_alpha, alive_by_kl):
+    kl_ax.set(ylabel="p95 of KL (nats)")
+    tradeoff_ax.set(xlabel="p95 of KL (nats)")
+    if any(p.has_log_kl for panels in facets.values() for p in panels if p.alpha):
+        kl_ax.set_yscale("log")
+        tradeoff_ax.set_xscale("log")
+        for axis in (kl_ax.yaxis, tradeoff_ax.xaxis):
+            axis.set_major_locator(FixedLocator(log_ticks(*axis.get_view_interval())))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(lambda kl, _: f"{kl:g}")
+    for ax in (alive_ax, tradeoff_ax):
         ax.set(ylabel="share that never died", ylim=(-0.1, 1.1))
         ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
         ax.axhline(0.5, color=QUIET_COLOUR, linewidth=0.5, linestyle=":", zorder=1)
-    for ax, title in zip(
-        axes, ("KL against its target", "Survival, 95% interval", "Survival at equal KL"), strict=True
-    ):
+    titles = ("KL against its target", "Survival, 95% interval", "Survival at equal KL")
+    for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, loc="left", size=7, weight="bold", pad=4)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers on a logarithmic axis."""
+    """Two to four round numbers on a logarithmic axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.1)):
         ticks = [round(step * 10.0**k, 12) for k in decades for step in steps if low <= step * 10.0**k <= high]
         if len(ticks) >= 3:
             break
-    return ticks[:: -(-len(ticks) // 6)]
+    return ticks[:: -(-len(ticks) // 4)]
 
 
 # -------------------------------------------------------------------------------------------- write
@@ -1879,9 +1797,9 @@ without any measured KL or pmass are in neither.""",
 A rollout is dead from the first fork point at which its pmass is below the threshold. `n` = `n_died` + `n_died_last`
 (dead at the fork point after the last token) + `n_censored` (alive at EOS, or where the record ends) + `n_alive` (at
 the end of the window). `n_recovered`: dead, but at or above the threshold at the last measured fork point; such deaths
-hang on the threshold. `S_end`: Kaplan-Meier share alive at the last measured fork point, token `S_end_at`, with its 95%
-interval (beta product confidence procedure; the evidence is prompts, not rollouts). EOS counts as censoring that says
-nothing of death; where many rollouts end early, the lower limit speaks of the few still running. `median_survival`:
+depend on the threshold. `S_end`: Kaplan-Meier share alive at the last measured fork point, token `S_end_at`, with its
+95% interval (beta product confidence procedure; the evidence is prompts, not rollouts). EOS counts as censoring that is
+independent of death; where many rollouts end early, the lower limit rests on the few still running. `median_survival`:
 the fork points between which S reaches 0.5.""",
     "Does the KL follow its target?": """\
 In nats, of the recorded KL of all observed tokens of all rollouts. `target`: alpha² · `target_kl`. Only alpha = 1 was
@@ -2041,9 +1959,7 @@ def rollouts_csv(sweep: Sweep) -> str:
 
 def out_folder(args: Args) -> Path:
     """The folder to write to, by default named as the sweep's was given: as a link, not as its target."""
-    root = Path(args.runs_root)
-    name = root.name if root.name not in ("", "..") else root.resolve().name
-    return Path("figs") / f"{name}_kl_alive" if args.out is None else Path(args.out)
+    return Path("figs") / f"{name_of(Path(args.runs_root))}_kl_alive" if args.out is None else Path(args.out)
 
 
 def check_out(out: Path) -> None:
@@ -2081,10 +1997,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Draw a sweep, and write its figures, its tables and its list of rollouts, each whole or not at all.
-
-    Returns their paths. Raises SweepError where they cannot be drawn or written.
-    """
+    """Draw and write a sweep's figures, tables and rollouts, whole or not at all: their paths. Raises SweepError."""
     args, settings, made_by = sweep.args, sweep.settings_text, f"spaghetti_kl_alive {__version__}"
     out = out_folder(args)
     check_out(out)
@@ -2110,18 +2023,16 @@ def write(sweep: Sweep) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------ the program
-
-
 def parsed_args(argv: Sequence[str]) -> Args:
     """The flags of a command line. Raises UsageError, or tyro's SystemExit."""
     for flag in ("--alphas", "--formats"):
-        values = " ".join(argv).partition(f"{flag}=" if f"{flag}=" in " ".join(argv) else flag)[2].partition(" --")[0]
-        if "," in values:
-            spaced = " ".join(values.replace(",", " ").split())
+        values = re.search(rf"{flag}[ =](.*?)(?: --|$)", " ".join(argv))
+        if values and "," in values[1]:
+            spaced = " ".join(values[1].replace(",", " ").split())
             raise UsageError(f"{flag} takes values separated by spaces: {flag} {spaced}")
     try:
         return tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
-    except OSError:  # nobody reads its help, or what it says of wrong use
+    except OSError:  # stdout or stderr, where it prints its help or what is wrong, is closed or full
         raise SystemExit(0 if {"-h", "--help"} & {*argv} else 2) from None
 
 
@@ -2164,10 +2075,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SweepError as error:
         exit_status, message = error.exit_status, str(error)
     except MemoryError:
-        exit_status, message = (
-            1,
-            "too little memory\nUse fewer --alphas, fewer cells (--model-contains) or a lower --dpi.",
-        )
+        ways = "fewer --alphas, fewer cells (--model-contains) or a lower --dpi"
+        exit_status, message = 1, f"too little memory\nUse {ways}."
     except OSError as error:
         exit_status, message = 1, f"{error.filename or 'the working folder'}: {error.strerror}"
     except KeyboardInterrupt:

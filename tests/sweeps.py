@@ -102,8 +102,11 @@ def drawn(folder: Path, **flags: Any) -> tuple[Figure, ska.Sweep]:
 
 
 def table(folder: Path, k: int = 0) -> list[dict[str, str]]:
-    """The k-th pipe table of the summary in the folder, as a list of rows."""
-    text = (folder / ska.TABLES).read_text(encoding="utf-8")
+    """A pipe table of the summary in the folder, as a list of rows.
+
+    0: how much steering it takes; 1: who is alive; 2: KL against its target; 3: what hangs on the threshold.
+    """
+    text = (folder / ska.SUMMARY_FILE).read_text(encoding="utf-8")
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     header, _, *rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in blocks[k].splitlines()

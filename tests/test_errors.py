@@ -3,19 +3,26 @@
 import json
 import os
 import re
-from pathlib import Path
+import shutil
+import subprocess
+import sys
+from unittest.mock import Mock
 
 import pytest
 import tyro
-from sweeps import SMALL, Run, contents, edit, random_cell, run, table, write_cell
+from sweeps import SMALL, contents, edit, random_cell, run, table, write_cell
 
 import spaghetti_kl_alive as ska
 
 KL, MASS, LENGTHS = "per_prompt_per_t_kl", "pmass_eval", "gen_lens_eval"
+RETRY_AFTER = ska.RETRY_AFTER  # the real one: the other tests do not wait
+NAN, INF, GONE = float("nan"), float("inf"), object()
+FILES = {KL: ska.TRAJECTORY_FILE} | dict.fromkeys(("model", "method", "target_kl", "window"), ska.CALIB_FILE)
 
 
 @pytest.fixture
 def sweep(tmp_path):
+    """Two cells of three alphas, six rollouts each."""
     for seed, name in enumerate(("a", "b")):
         random_cell(tmp_path / "sweep" / name, seed)
     return tmp_path / "sweep"
@@ -24,14 +31,13 @@ def sweep(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     """An output folder that holds older files."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    for name in (ska.TABLES, ska.ROLLOUTS, f"{ska.FIGURE}.png"):
-        (folder / name).write_text(f"older {name}")
-    return folder
+    (tmp_path / "out").mkdir()
+    for name in (ska.SUMMARY_FILE, ska.ROLLOUTS_FILE, f"{ska.FIGURE_STEM}.png"):
+        (tmp_path / "out" / name).write_text("older")
+    return tmp_path / "out"
 
 
-def refused(out: Path, status: int, *argv: object) -> str:
+def refused(out, status, *argv):
     """What is said of input that must fail: from a shell and from Python the same, with nothing written or lost."""
     before = contents(out)
     result = run(*argv, "--out", out)
@@ -41,462 +47,362 @@ def refused(out: Path, status: int, *argv: object) -> str:
     with pytest.raises(ska.SweepError) as raised:
         ska.write(ska.read(tyro.cli(ska.Args, args=[str(arg) for arg in (*argv, "--out", new / "folder")])))
     assert not new.exists()
-    assert (raised.value.status, isinstance(raised.value, ska.UsageError)) == (status, status == 2)
+    assert (raised.value.exit_status, isinstance(raised.value, ska.UsageError)) == (status, status == 2)
     error = result.err.split("ERROR: ")[1]
     assert error == f"{raised.value}\n"
     assert error.count("\n") <= 2
-    assert "Traceback" not in result.err
     return error
 
 
-def read(root: Path, **flags: object) -> ska.Sweep:
+def change(cell, key, value):
+    """Change one key of a cell, in the file that holds it. A function is given what is there; GONE removes it."""
+    path = cell / FILES.get(key, ska.PMASS_FILE)
+    content = json.loads(path.read_text())
+    content[key] = value(content[key]) if callable(value) else value
+    path.write_text(json.dumps({name: each for name, each in content.items() if each is not GONE}))
+
+
+def at(alpha, value):
+    """A change of what stands at one alpha."""
+    return lambda lists: {key: each for key, each in (lists | {alpha: value}).items() if each is not GONE}
+
+
+def read(root, **flags):
     return ska.read(ska.Args(runs_root=root, **flags))
 
 
-def error_of(result: Run) -> str:
-    assert result.status == 1
-    return result.err.split("ERROR: ")[1].rstrip("\n")
-
-
-def noted(sweep: ska.Sweep, *parts: str) -> str:
-    """The one note of a sweep that holds all the parts."""
+def noted(sweep, *parts):
+    """The one note of a sweep that holds all the parts, a single line."""
     (note,) = [note for note in sweep.notes if all(part in note for part in parts)]
+    assert "\n" not in note
     return note
 
 
-def counts(sweep: ska.Sweep) -> list[int]:
+def counts(sweep):
     return [panel.n for panel in sweep.panels]
 
 
-def ends(sweep: ska.Sweep) -> list[str]:
-    return [r.fate.end for r in sweep.rollouts]
+def names(sweep):
+    return [cell.name for cell in sweep.cells]
 
 
-# ------------------------------------------------------------------------------------- no cell at all
-
-
-def test_a_runs_root_that_is_missing_is_named(tmp_path, out):
-    assert f"{tmp_path / 'nowhere'}: no such folder" in refused(out, 1, "--runs-root", tmp_path / "nowhere")
+def test_a_runs_root_without_cells_is_named_with_what_is_missing_and_where_cells_are(sweep, tmp_path, out):
     (tmp_path / "loop").symlink_to("loop")
-    assert f"{tmp_path / 'loop'}: no such folder" in refused(out, 1, "--runs-root", tmp_path / "loop")
     (tmp_path / "file").write_text("{}")
-    assert f"{tmp_path / 'file'}: no such folder" in refused(out, 1, "--runs-root", tmp_path / "file")
-
-
-def test_a_runs_root_without_cells_is_named_with_what_a_cell_needs(tmp_path, out):
-    (tmp_path / "empty" / "_hidden").mkdir(parents=True)
+    for name in ("nowhere", "loop", "file"):
+        error = refused(out, 1, "--runs-root", tmp_path / name)
+        assert f"{tmp_path / name}: no such folder" in error and "--runs-root" in error
+    random_cell(tmp_path / "empty" / "_hidden")
     error = refused(out, 1, "--runs-root", tmp_path / "empty")
-    assert str(tmp_path / "empty") in error
-    assert all(name in error for name in ska.FILES)
+    assert str(tmp_path / "empty") in error and all(name in error for name in ska.CELL_FILES)
+    (tmp_path / "empty").rename(tmp_path / "_empty")
+    assert f"2 cells in {sweep}: give --runs-root {sweep}" in refused(out, 1, "--runs-root", tmp_path)
+    (sweep / "b" / ska.CALIB_FILE).unlink()
+    assert f"1 cell in {sweep}: " in refused(out, 1, "--runs-root", tmp_path)
 
 
-def test_a_filter_that_matches_no_cell_is_named_with_the_cells_there_are(sweep, out):
+def test_where_no_cell_can_be_used_the_error_says_why_once_for_each_reason(sweep, out):
     error = refused(out, 1, "--runs-root", sweep, "--model-contains", "gpt")
-    assert str(sweep) in error and "'gpt'" in error
-    assert "`a`, `b`: neither folder name nor model, org/m, contains 'gpt'" in error
-
-
-def test_of_very_many_cells_the_first_ones_and_a_count_are_named(tmp_path, out):
-    cell = random_cell(tmp_path / "r" / "c100")
-    for i in range(101, 140):
-        (tmp_path / "r" / f"c{i}").symlink_to(cell)
-    error = refused(out, 1, "--runs-root", tmp_path / "r", "--model-contains", "gpt")
-    assert "`c100`" in error and "c139" not in error and "org/m" in error
-    assert "and 28 more" in error
-
-
-def test_a_runs_root_one_level_too_high_names_the_folder_that_holds_the_cells(sweep, tmp_path, out):
-    (tmp_path / "another").mkdir()
-    error = refused(out, 1, "--runs-root", tmp_path)
-    assert f"2 cells are in {sweep}" in error
-    assert f"--runs-root {sweep}" in error
-
-
-# --------------------------------------------------------------------------------- cells left out
-
-
-@pytest.mark.parametrize("name", ska.FILES)
-def test_a_cell_that_lacks_a_file_is_left_out_and_listed(sweep, name):
-    (sweep / "b" / name).unlink()
-    held = read(sweep)
-    noted(held, "`b`", f"{name} is missing")
-    assert counts(held) == [6, 6, 6]
-    assert [cell.name for cell in held.cells] == ["a"]
-
-
-@pytest.mark.parametrize("calib", [{}, {"window": 99}, {"window": None}])
-def test_a_cell_whose_pmass_was_not_measured_is_left_out_whatever_its_window(sweep, calib):
-    edit(sweep / "b" / "pmass.json", lambda content: content.update(computed=False))
-    edit(sweep / "b" / "calib.json", lambda content: content.update(calib))
-    held = read(sweep)
-    noted(held, "`b`", "pmass was not measured")
-    assert (counts(held), held.window) == ([6, 6, 6], 40)
-
-
-@pytest.mark.parametrize("change", [lambda lists: lists.clear(), lambda lists: lists.update({a: [] for a in lists})])
-def test_a_cell_that_holds_no_rollouts_is_left_out_and_listed(sweep, change):
-    edit(sweep / "b" / "trajectory.json", lambda content: change(content[KL]))
-    edit(sweep / "b" / "pmass.json", lambda content: (change(content[MASS]), change(content[LENGTHS])))
-    held = read(sweep)
-    noted(held, "`b`", "no rollouts")
-    assert counts(held) == [6, 6, 6]
-
-
-def test_an_alpha_without_rollouts_is_left_out_and_listed(sweep):
-    edit(sweep / "b" / "trajectory.json", lambda content: content[KL].update({"1.0": []}))
-    edit(sweep / "b" / "pmass.json", lambda content: (content[MASS].update({"1.0": []}), content.pop(LENGTHS)))
-    held = read(sweep)
-    noted(held, "alpha 1 of `b`", "no rollouts")
-    assert counts(held) == [12, 6, 12]
-
-
-@pytest.mark.parametrize(("name", "key"), [("trajectory.json", KL), ("pmass.json", MASS), ("pmass.json", LENGTHS)])
-def test_an_alpha_that_one_list_lacks_is_left_out_and_listed(sweep, name, key):
-    edit(sweep / "b" / name, lambda content: content[key].pop("2.0"))
-    held = read(sweep)
-    noted(held, "alpha 2 of `b`", f"not in {name if key == KL else key}")
-    assert counts(held) == [12, 12, 6]
-
-
-def test_what_was_left_out_is_logged_once_and_listed_in_the_summary(sweep, out):
-    (sweep / "b" / "pmass.json").unlink()
-    result = run("--runs-root", sweep, "--out", out, *SMALL)
-    assert result.status == 0
-    notes = read(sweep).notes
-    assert [line.removeprefix("WARNING: ") for line in result.err.splitlines() if "WARNING" in line] == notes
-    lines = (out / ska.TABLES).read_text().splitlines()
-    assert [note for note in notes if lines.count(f"- {note}") == 1] == notes
-    assert result.err.count("pmass.json is missing") == 1
-
-
-def test_where_nothing_is_left_the_error_says_once_why(sweep, out):
+    assert str(sweep) in error and "`a`, `b`" in error and "'gpt' (--model-contains)" in error
     for name in "ab":
-        edit(sweep / name / "pmass.json", lambda content: content.update(computed=False))
-    error = refused(out, 1, "--runs-root", sweep)
-    assert str(sweep) in error
-    assert "`a`, `b`" in error and error.count("not measured") == 1
+        change(sweep / name, "computed", False)
+    (sweep / "c").mkdir()
+    (sweep / "c" / ska.CALIB_FILE).write_text("[]")
+    error = refused(out, 1, "--runs-root", sweep, "--skip-bad-cells")
+    assert str(sweep) in error and error.count("not measured") == 1
+    assert "`a`, `b`: pmass was not measured" in error and "`c`: calib.json: its content is of type list" in error
 
 
-def test_very_many_folders_that_are_no_cells_give_one_short_note(sweep):
-    for i in range(300):
-        (sweep / f"x{i:03}").mkdir()
+LEFT_OUT = [  # the keys that are changed, to what, or the file that is missing, and the reason
+    *((name, f"{name} is missing") for name in ska.CELL_FILES),
+    ({"computed": False}, "pmass was not measured"),
+    ({"computed": False, "pmass_eval": {}, "window": 9}, "pmass was not measured"),
+    ({KL: {}, MASS: {}, LENGTHS: {}}, "no rollouts"),
+    ({KL: {"1.0": []}, MASS: {"1.0": []}, LENGTHS: GONE}, "no rollouts"),
+    ({"pmass": {"1.0": [[1]]}, MASS: at("1.0", [])}, "pmass_eval was not measured; pmass was"),
+    ({"pmass": {"1.0": [[1]]}, "pmass_x": {"1.0": []}, MASS: GONE}, "pmass.json has no pmass_eval; it has pmass"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), LEFT_OUT)
+def test_a_cell_that_has_nothing_to_show_is_left_out_and_listed_with_the_reason(sweep, out, changes, reason):
+    if isinstance(changes, str):
+        (sweep / "b" / changes).unlink()
+    else:
+        for key, value in ({KL: lambda c: {"1.0": c["1.0"]}, MASS: lambda c: {"1.0": c["1.0"]}} | changes).items():
+            change(sweep / "b", key, value)
     held = read(sweep)
-    note = noted(held, "`x000`")
-    assert "and 288 more" in note and "x299" not in note
-    assert counts(held) == [12, 12, 12]
+    assert noted(held, "Left out `b`: ", reason).split(" (")[0].endswith(reason)
+    assert (counts(held), names(held), held.window) == ([6, 6, 6], ["a"], 40)
+    shutil.rmtree(sweep / "a")
+    shutil.copytree(sweep / "b", sweep / "a")
+    assert reason in refused(out, 1, "--runs-root", sweep).split("`a`, `b`: ")[1]
 
 
-def test_hidden_folders_files_links_to_files_and_what_this_script_wrote_are_no_cells_and_not_noted(sweep):
+@pytest.mark.parametrize("key", [KL, MASS, LENGTHS])
+def test_an_alpha_that_one_list_lacks_is_left_out_and_listed(sweep, key):
+    change(sweep / "b", key, at("2.0", GONE))
+    assert noted(read(sweep), "alpha 2 of `b`: not in").endswith(f"not in {ska.TRAJECTORY_FILE if key == KL else key}")
+    for empty in (KL, MASS, LENGTHS):
+        change(sweep / "b", empty, at("1.0", []))
+    noted(read(sweep), "alpha 1 of `b`: no rollouts")
+    change(sweep / "b", LENGTHS, GONE)  # as in older runs, which is no reason
+    held = read(sweep)
+    assert counts(held) == ([12, 6, 12] if key == LENGTHS else [12, 6, 6])
+    assert LENGTHS not in str(held.notes)
+
+
+def test_what_is_no_cell_is_not_noted(sweep):
     plain = read(sweep)
     for name in ("_old", ".cache"):
         random_cell(sweep / name, seed=5)
     (sweep / "log.txt").write_text("")
     (sweep / "log").symlink_to("log.txt")
-    ska.write(read(sweep, out=sweep / "figures", dpi=20, survival=False))
-    assert "figures" in {path.name for path in sweep.iterdir()}
+    (sweep / "plots").mkdir()
+    (sweep / "plots" / "config.json").write_text("{}")
+    ska.write(read(sweep, out=sweep / "figures", alphas=(1,), dpi=20, survival=False))
     held = read(sweep, out=sweep.parent / "elsewhere")
-    assert [cell.name for cell in held.cells] == ["a", "b"]
-    assert held.notes == plain.notes
+    assert (names(held), held.notes) == (["a", "b"], plain.notes)
 
 
-def test_links_to_cells_are_cells_and_a_link_to_nothing_is_left_out(tmp_path, sweep):
+def test_links_to_cells_are_cells_and_links_to_nothing_are_said_to_be_that(tmp_path, sweep):
     (tmp_path / "links").mkdir()
     for name in ("a", "b", "gone"):
         (tmp_path / "links" / name).symlink_to(sweep / name)
     held = read(tmp_path / "links")
-    assert counts(held) == counts(read(sweep)) == [12, 12, 12]
-    noted(held, "`gone`", "missing")
+    assert counts(held) == [12, 12, 12]
+    noted(held, "Left out `gone`: a link to nothing")
+    (sweep / "b" / ska.TRAJECTORY_FILE).unlink()
+    (sweep / "b" / ska.TRAJECTORY_FILE).symlink_to("../.git/annex/objects/x")
+    noted(read(sweep), "Left out `b`: trajectory.json is a link to nothing")
 
 
-def test_a_runs_root_may_itself_be_the_only_cell(sweep, monkeypatch):
+def test_a_runs_root_may_itself_be_the_only_cell_and_cells_below_it_are_named(sweep, monkeypatch):
     monkeypatch.chdir(sweep / "a")
-    for root in (sweep / "a", Path(), "."):
+    for root in (sweep / "a", "."):
         held = read(root)
-        assert (counts(held), [cell.name for cell in held.cells]) == ([6, 6, 6], ["a"])
+        assert (counts(held), names(held), held.name) == ([6, 6, 6], ["a"], "a")
+        assert "only cell" not in str(held.notes)
+    for name in ("deeper", "z"):
+        random_cell(sweep / "a" / name)
+    held = read(sweep / "a")
+    assert names(held) == ["a"]
+    assert str(sweep / "a") in noted(held, "`deeper`, `z`", "only cell")
 
 
-# ---------------------------------------------------------------------------------- damaged files
+DAMAGE = [  # the key, what becomes of it, and what is said
+    (KL, GONE, f"the key '{KL}' is missing"),
+    (KL, [], f'"{KL}" is of type list, not dict'),
+    (KL, at("1.0", 3), "at alpha 1.0 is of type int, not list"),
+    (KL, at("1.0", [3.0]), "alpha 1, rollout 0 is of type float, not list"),
+    (KL, at("1.0", [[1], ["3"]]), "alpha 1, rollout 1 is not a list of numbers"),
+    (KL, at("1.0", [[1.0], [1.0, [1.0]]]), "alpha 1, rollout 1 is not a list of numbers"),
+    (KL, at("1.0", [[1.0], [10**400]]), "alpha 1, rollout 1 holds a number that is too large"),
+    (KL, lambda lists: lists | {"high": []}, "'high'"),
+    (KL, lambda lists: lists | {"inf": []}, "'inf'"),
+    (KL, lambda lists: lists | {"1.0000000000000002": lists["1.0"]}, "'1.0000000000000002'"),
+    (MASS, at("1.0", [[1] * 3] * 5), "6 in trajectory.json, 5 in pmass_eval, 6 in gen_lens_eval"),
+    (LENGTHS, at("1.0", [1] * 7), "6 in trajectory.json, 6 in pmass_eval, 7 in gen_lens_eval"),
+    (MASS, at("1.0", [[1]] * 6), "1 values for 3 fork_points"),
+    (MASS, at("1.0", [[1, 1, 1.001]] * 6), "not in [0, 1]: 1, 1, 1.001"),
+    (MASS, at("1.0", [[1, -0.01, 1]] * 6), "not in [0, 1]: 1, -0.01, 1"),
+    (MASS, at("1.0", [[1, 1, 1], ["", 1, 1]]), "pmass_eval at alpha 1, rollout 1, is not a list of numbers"),
+    ("fork_points", GONE, "the key 'fork_points' is missing"),
+    ("fork_points", [0.5, 5, 20], "whole numbers >= 0"),
+    (LENGTHS, at("1.0", [-1] * 6), "gen_lens_eval at alpha 1 must hold only whole numbers >= 0"),
+    (LENGTHS, at("1.0", [None] * 6), "gen_lens_eval at alpha 1 must hold only whole numbers >= 0"),
+    ("computed", "no", '"computed" is of type str, not bool'),
+    ("model", GONE, "the key 'model' is missing"),
+    ("method", None, '"method" is of type NoneType, not str'),
+    ("target_kl", "1.0", "\"target_kl\" is '1.0', not a number"),
+    ("target_kl", 0, '"target_kl" is 0, not'),
+    ("target_kl", NAN, '"target_kl" is nan, not'),
+    ("target_kl", 10**400, '"target_kl" is 1000'),
+    ("window", "512", "\"window\" is '512', not a number"),
+    ("window", 40.5, '"window" is 40.5, not'),
+    ("window", INF, '"window" is inf, not'),
+]
 
 
-DAMAGE = {
-    "not an object": ("trajectory.json", lambda c: [c], "of type list, not dict"),
-    "no KL": ("trajectory.json", lambda c: {"kl": c[KL]}, f"the key '{KL}' is missing"),
-    "KL a list": ("trajectory.json", lambda c: {KL: []}, "of type list, not dict"),
-    "alpha a number": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": 3}}, "of type int, not list"),
-    "rollout a number": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": [3.0]}}, "alpha 1, rollout 0"),
-    "KL a word": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": [[1], ["3"]]}}, "alpha 1, rollout 1"),
-    "KL nested": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": [[[1.0]]]}}, "alpha 1, rollout 0"),
-    "KL ragged": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": [[1.0, [1.0]]]}}, "trajectory.json: "),
-    "KL too large": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": [[10**400]]}}, "too large"),
-    "alpha a word": ("trajectory.json", lambda c: {KL: c[KL] | {"high": []}}, "'high'"),
-    "alpha not finite": ("trajectory.json", lambda c: {KL: c[KL] | {"inf": []}}, "'inf'"),
-    "alpha twice": ("trajectory.json", lambda c: {KL: c[KL] | {"1": c[KL]["1.0"]}}, "'1'"),
-    "N of KL": ("trajectory.json", lambda c: {KL: c[KL] | {"1.0": c[KL]["1.0"][:4]}}, "4 in trajectory.json, 6 in"),
-    "N of pmass": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [[1] * 3] * 5}}, "5 in pmass_eval"),
-    "N of lengths": ("pmass.json", lambda c: c | {LENGTHS: c[LENGTHS] | {"1.0": [1] * 7}}, "7 in gen_lens_eval"),
-    "pmass ragged": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [[1]] * 6}}, "1 values for 3 fork_points"),
-    "pmass above 1": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [[1, 1, 1.001]] * 6}}, "not in [0, 1]"),
-    "pmass below 0": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [[1, -0.01, 1]] * 6}}, "not in [0, 1]"),
-    "pmass infinite": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [[1, 1, 1e999]] * 6}}, "not in [0, 1]"),
-    "pmass a word": ("pmass.json", lambda c: c | {MASS: c[MASS] | {"1.0": [["", 1, 1]] * 6}}, "pmass_eval at alpha 1"),
-    "no forks": (
-        "pmass.json",
-        lambda c: {k: v for k, v in c.items() if k != "fork_points"},
-        "'fork_points' is missing",
-    ),
-    "fork negative": ("pmass.json", lambda c: c | {"fork_points": [-1, 5, 20]}, "whole numbers >= 0"),
-    "fork between": ("pmass.json", lambda c: c | {"fork_points": [0.5, 5, 20]}, "whole numbers >= 0"),
-    "fork null": ("pmass.json", lambda c: c | {"fork_points": [None, 5, 20]}, "whole numbers >= 0"),
-    "length negative": ("pmass.json", lambda c: c | {LENGTHS: {k: [-1] * 6 for k in c[MASS]}}, "whole numbers >= 0"),
-    "length null": ("pmass.json", lambda c: c | {LENGTHS: {k: [None] * 6 for k in c[MASS]}}, "whole numbers >= 0"),
-    "computed a word": ("pmass.json", lambda c: c | {"computed": "no"}, '"computed" is of type str, not bool'),
-    "no model": ("calib.json", lambda c: {k: v for k, v in c.items() if k != "model"}, "the key 'model' is missing"),
-    "model null": ("calib.json", lambda c: c | {"model": None}, '"model"'),
-    "target 0": ("calib.json", lambda c: c | {"target_kl": 0}, '"target_kl" is 0'),
-    "target null": ("calib.json", lambda c: c | {"target_kl": None}, '"target_kl" is None'),
-    "target huge": ("calib.json", lambda c: c | {"target_kl": 10**400}, '"target_kl"'),
-    "target NaN": ("calib.json", lambda c: c | {"target_kl": float("nan")}, '"target_kl" is nan'),
-    "window 0": ("calib.json", lambda c: c | {"window": 0}, '"window" is 0'),
-    "window a word": ("calib.json", lambda c: c | {"window": "512"}, '"window" is 512'),
-    "window huge": ("calib.json", lambda c: c | {"window": 10**400}, '"window"'),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_file_is_an_error_or_its_cell_is_left_out_on_demand(sweep, case):
-    name, change, message = DAMAGE[case]
-    path = sweep / "a" / name
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+@pytest.mark.parametrize(("key", "value", "message"), DAMAGE)
+def test_a_damaged_file_is_an_error_or_its_cell_is_left_out_on_demand(sweep, key, value, message):
+    change(sweep / "b", key, value)
     with pytest.raises(ska.SweepError) as raised:
         read(sweep)
     error = str(raised.value)
-    assert error.startswith(f"{sweep / 'a'}{os.sep}") and message in error
-    assert "--skip-bad-cells" in error
+    name = FILES.get(key, ska.PMASS_FILE)
+    assert error.startswith(f"{sweep / 'b' / name}: ")
+    assert message in error and "--skip-bad-cells" in error
+    assert error.count("\n") == 1 and len(error) < 400
     held = read(sweep, skip_bad_cells=True)
-    assert message in noted(held, "`a`", ".json: ")
+    assert message in noted(held, f"Left out `b`: {name}: ")
     assert counts(held) == [6, 6, 6]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not JSON, or cut off"),
-        (b'{"fork_points": [0, 1', "is the sweep still writing it?"),
-        (b"\xff{}", "can't decode"),
-        (b"[" * 200_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "limit"),
-    ],
-)
-def test_a_file_that_is_not_json_is_an_error(sweep, out, content, message):
-    (sweep / "a" / "pmass.json").write_bytes(content)
+CALIB = '{"c_star": 1, "target_kl": 1, "window": 40, "method": "é", "model": "m"}'
+BYTES = [
+    (b" \n", "empty, or cut off"),
+    (CALIB[:-9].encode(), "not JSON, or cut off"),
+    (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+        "Git LFS pointer, not the file itself: run git lfs pull",
+    ),
+    (2 * CALIB.encode(), "more than one JSON document"),
+    (b"\n<!DOCTYPE html>\n<html>404</html>", "HTML"),
+    (CALIB.encode("latin-1"), "save it as UTF-8"),
+    (b"[" * 200_000, "nested too deeply"),
+    ("mkdir", "not a regular file"),
+    ("mkfifo", "not a regular file"),
+    ("ln -s calib.json", "ymbolic link"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BYTES)
+def test_a_file_that_does_not_parse_is_an_error_that_says_what_it_is(sweep, out, content, message):
+    path = sweep / "a" / ska.CALIB_FILE
+    path.unlink()
+    if isinstance(content, str):
+        subprocess.run([*content.split(), path], check=True)
+    else:
+        path.write_bytes(content)
     error = refused(out, 1, "--runs-root", sweep)
-    assert str(sweep / "a" / "pmass.json") in error and message in error
+    assert error.startswith(f"{path}: ") and message in error and "--skip-bad-cells" in error
+    assert ("still writing" in error) == message.endswith("cut off")
+    assert message in noted(read(sweep, skip_bad_cells=True), "Left out `a`: calib.json: ")
 
 
-def test_an_error_names_the_file_at_fault(sweep, out):
-    for name in ska.FILES:
-        path = sweep / "b" / name
-        whole = path.read_text()
-        path.write_text(whole[:50])
-        assert f"{path}: " in refused(out, 1, "--runs-root", sweep)
-        path.write_text(whole)
+def test_a_cut_off_file_that_is_seconds_old_is_waited_for_once(sweep, monkeypatch):
+    monkeypatch.setattr(ska, "RETRY_AFTER", RETRY_AFTER)
+    path, waited = sweep / "b" / ska.TRAJECTORY_FILE, []
+    whole = becomes = path.read_text()
+
+    def sleep(seconds):  # meanwhile the sweep goes on writing
+        waited.append(seconds)
+        path.write_text(becomes)
+
+    monkeypatch.setattr(ska.time, "sleep", sleep)
+    for content in (whole[:-9], ""):
+        path.write_text(content)
+        assert counts(read(sweep)) == [12, 12, 12]
+    assert waited == [RETRY_AFTER] * 2 and 0.3 <= RETRY_AFTER <= 1
+    for becomes, age, n_waits in ((whole[:-5], 0, 1), (whole[:-5], 60, 0), ("<html>", 0, 0)):  # cut for good; not cut
+        waited.clear()
+        path.write_text(becomes)
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+        with pytest.raises(ska.SweepError, match=ska.TRAJECTORY_FILE):
+            read(sweep)
+        assert len(waited) == n_waits
 
 
-def test_a_damaged_cell_that_the_filter_leaves_out_stops_nothing(sweep):
-    edit(sweep / "b" / "calib.json", lambda content: content.update(model="org/other"))
-    (sweep / "b" / "trajectory.json").write_text("")
-    held = read(sweep, model_contains="org/m")
-    assert counts(held) == [6, 6, 6]
-    noted(held, "`b`", "'org/m'")
+@pytest.mark.parametrize("kind", [KeyError, TypeError, ValueError, OverflowError])
+def test_an_error_of_the_script_itself_is_never_blamed_on_the_data(sweep, out, monkeypatch, kind):
+    monkeypatch.setattr(ska, "rolling_mean", Mock(side_effect=kind("pmass")))
+    for skip_bad_cells in (False, True):
+        with pytest.raises(kind, match="pmass"):
+            read(sweep, skip_bad_cells=skip_bad_cells)
+    with pytest.raises(kind, match="pmass"):
+        run("--runs-root", sweep, "--out", out)
 
 
-def test_the_filter_looks_for_its_text_in_folder_names_and_models(sweep):
-    edit(sweep / "b" / "calib.json", lambda content: content.update(model="org/other"))
-    for text, names in (("", ["a", "b"]), ("org/", ["a", "b"]), ("other", ["b"]), ("a", ["a"])):
+def test_a_filter_looks_in_folder_names_and_models_and_what_it_leaves_out_may_be_damaged(sweep):
+    change(sweep / "b", "model", "org/other")
+    for text, matching in (("", ["a", "b"]), ("org/", ["a", "b"]), ("other", ["b"]), ("a", ["a"])):
         held = read(sweep, model_contains=text)
-        assert [cell.name for cell in held.cells] == names
-        assert any(repr(text) in note for note in held.notes) == (len(names) < 2)
+        assert names(held) == matching
+        assert any(repr(text) in note for note in held.notes) == (len(matching) == 1)
+    (sweep / "b" / ska.TRAJECTORY_FILE).write_text("")
+    noted(read(sweep, model_contains="org/m"), "Left out `b`: ", "'org/m'")
 
 
-def test_things_that_are_no_regular_file(sweep, out):
-    path = sweep / "a" / "calib.json"
-    path.unlink()
-    path.mkdir()
-    assert f"{path}: not a regular file" in refused(out, 1, "--runs-root", sweep)
-    path.rmdir()
-    os.mkfifo(path)
-    assert f"{path}: not a regular file" in refused(out, 1, "--runs-root", sweep)
-    path.unlink()
-    path.symlink_to("calib.json")
-    assert "calib.json" in noted(read(sweep, skip_bad_cells=True), "`a`")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_files_in_any_unicode_encoding_are_read(sweep, encoding):
+    for name in ska.CELL_FILES:
+        path = sweep / "a" / name
+        path.write_text(path.read_text().replace("mean_diff", "Méthode"), encoding=encoding)
+    held = read(sweep)
+    assert counts(held) == [12, 12, 12]
+    assert {cell.method for cell in held.cells} == {"Méthode", "mean_diff"}
 
 
-# ----------------------------------------------------------------------------- what real sweeps hold
-
-
-def test_a_byte_order_mark_is_read_over(sweep):
-    path = sweep / "a" / "calib.json"
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert counts(read(sweep)) == [12, 12, 12]
-
-
-def test_null_means_nan_in_kl_and_in_pmass(tmp_path):
-    sweeps = []
-    for name, missing in (("null", None), ("nan", float("nan"))):
-        rows = [[missing, 3.0, 2.0, 1.0], [missing] * 4]
-        masses = [[0.9, missing, 0.1], [missing] * 3]
-        write_cell(tmp_path / name / "a", {"1": rows}, {"1": masses}, {"1": [40, 4]}, forks=[0, 1, 3])
-        sweeps.append(read(tmp_path / name))
-    null, nan = sweeps
-    assert ends(null) == ends(nan) == ["died", "censored"]
-    assert [r.fate.death for r in null.rollouts] == [3, None]  # a fork that was not measured kills nobody
-    assert null.notes == nan.notes
-    assert "alpha 1: 5" in noted(null, "not finite")
-    assert null.rollouts[0].kl.tolist()[1:] == [3, 2, 1]
-
-
-def test_pmass_may_be_above_one_by_what_single_precision_leaves(tmp_path):
-    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 40]}, {"1": [[1.000001, 1, 1]]})
-    assert ends(read(tmp_path / "r")) == ["alive"]
-
-
-def test_without_gen_lens_a_rollout_is_as_long_as_its_kl(tmp_path):
-    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 40, [1.0] * 39, [1.0] * 50]}, {"1": [[1, 1, 1]] * 3})
-    held = read(tmp_path / "r")
-    assert [len(r.kl) for r in held.rollouts] == [40, 39, 40]
-    assert ends(held) == ["alive", "censored", "alive"]
-
-
-def test_every_rollout_is_of_one_kind_also_where_its_kl_record_is_a_token_short(tmp_path, out):
-    kl = {"1": [[1.0] * 39, [1.0] * 40, [1.0] * 20, [1.0] * 19, [1.0] * 39, [1.0] * 20]}
-    pmass = {"1": [[1, 1, 1]] * 4 + [[1, 0, 1], [1, 1, 0]]}
-    write_cell(tmp_path / "r" / "a", kl, pmass, {"1": [40, 40, 20, 20, 40, 20]})
-    assert ends(read(tmp_path / "r")) == ["censored", "alive", "censored", "censored", "died", "died_last"]
-    result = run("--runs-root", tmp_path / "r", "--out", out, *SMALL)
-    assert result.status == 0
-    (row,) = table(out)
-    kinds = ("n_died", "n_died_last", "n_censored", "n_alive")
-    assert {kind: row[kind] for kind in kinds} == {"n_died": "1", "n_died_last": "1", "n_censored": "3", "n_alive": "1"}
-    assert row["n"] == "6"
-    assert "alpha 1: 3" in noted(read(tmp_path / "r"), "KL records cut short")
-
-
-def test_lengths_belong_to_the_metric(tmp_path):
-    folder = write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 40]}, {"1": [[1, 1, 1]]}, {"1": [40]})
+def test_lengths_belong_to_the_metric_and_are_those_of_the_kl_where_there_are_none(tmp_path):
+    # pmass may be above one by what single precision leaves
+    folder = write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 50]}, {"1": [[1.000001, 1, 1]]}, {"1": [30]})
     more = {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}
-    edit(folder / "pmass.json", lambda c: c.update(pmass=c[MASS], pmass_x=c[MASS], pmass_y=c[MASS], **more))
-    for metric, length in (("pmass_eval", 40), ("pmass", 7), ("pmass_x", 9), ("pmass_y", 40)):
+    edit(folder / ska.PMASS_FILE, lambda c: c.update(pmass=c[MASS], pmass_x=c[MASS], pmass_y=c[MASS], **more))
+    for metric, length in (("pmass_eval", 30), ("pmass", 7), ("pmass_x", 9), ("pmass_y", 40)):
         assert [len(r.kl) for r in read(tmp_path / "r", metric=metric).rollouts] == [length]
 
 
-def test_a_metric_that_the_files_lack_lists_those_they_have(sweep, out):
-    for name in "ab":
-        edit(sweep / name / "pmass.json", lambda c: c.update(pmass=c[MASS], pmass_x=c[MASS]))
-    error = refused(out, 1, "--runs-root", sweep, "--metric", "pmass_qa")
-    assert "no pmass_qa" in error and "pmass, pmass_eval, pmass_x" in error
-
-
-def test_a_metric_that_one_cell_lacks_leaves_that_cell_out(sweep):
-    edit(sweep / "a" / "pmass.json", lambda c: c.update(pmass_x=c[MASS]))
-    held = read(sweep, metric="pmass_x")
-    assert [cell.name for cell in held.cells] == ["a"]
-    noted(held, "`b`", "no pmass_x", "it has pmass_eval")
-
-
 def test_cells_of_different_windows_need_one(sweep, out):
-    edit(sweep / "b" / "calib.json", lambda content: content.update(window=30))
+    change(sweep / "b", "window", 30)
+    paths = [sweep / name / ska.CALIB_FILE for name in "ab"]
     error = refused(out, 1, "--runs-root", sweep)
-    assert "a: 40, b: 30" in error and "--window" in error
-    held = read(sweep, window=35)
-    assert held.window == 35
-    noted(held, "--window 35 is longer than the window of `b`")
-    assert read(sweep, window=30).notes == read(sweep, window=30, skip_bad_cells=True).notes
-    assert not any("--window" in note for note in read(sweep, window=30).notes)
-    edit(sweep / "b" / "calib.json", lambda content: content.pop("window"))
-    assert "b: None" in refused(out, 1, "--runs-root", sweep)
-    assert counts(read(sweep, window=30)) == [12, 12, 12]
+    assert f"{paths[0]}: 40, {paths[1]}: 30" in error and "--window" in error
+    noted(read(sweep, window=35), "--window 35 is longer than the window of `b`")
+    assert "--window" not in str(read(sweep, window=30).notes)
+    assert counts(read(sweep, model_contains="a")) == [6, 6, 6]  # only the cells that are used must agree
+    for name in "ab":
+        change(sweep / name, "window", GONE)
+    assert f"{paths[0]}: no window, {paths[1]}: no window" in refused(out, 1, "--runs-root", sweep)
+    assert read(sweep, window=30).window == 30
+    for name in "ab":
+        change(sweep / name, "window", 40.0)
+    assert "window 40," in read(sweep).settings_text  # a whole number, however it was written
 
 
-def test_an_alpha_found_nowhere_gets_a_warning_and_a_panel(sweep):
+def test_an_alpha_found_nowhere_gets_a_warning_and_a_panel_or_is_an_error(sweep, out):
     held = read(sweep, alphas=(3, 1))
     assert [(panel.alpha, panel.n) for panel in held.panels] == [(1, 12), (3, 0)]
-    noted(held, "alpha 3", "in no cell")
-    noted(held, "alpha 0, alpha 2", "not asked for")
-
-
-def test_where_every_cell_lacks_the_alpha_in_one_of_its_files_the_error_says_in_which(sweep, out):
-    edit(sweep / "a" / "pmass.json", lambda content: content[MASS].pop("2.0"))
-    edit(sweep / "b" / "trajectory.json", lambda content: content[KL].pop("2.0"))
-    error = refused(out, 1, "--runs-root", sweep, "--alphas", 2)
-    assert "alpha 2 of `a`: not in pmass_eval" in error
-    assert "alpha 2 of `b`: not in trajectory.json" in error
-
-
-def test_where_no_alpha_is_found_the_error_lists_those_in_the_data(sweep, out):
+    noted(held, "Requested but in no cell: alpha 3")
+    noted(held, "Left out alpha 0, 2: ", "not requested")
     error = refused(out, 1, "--runs-root", sweep, "--alphas", 3)
-    assert "alpha 0, 1, 2" in error and "`a`, `b`" in error
+    assert "`a`, `b`" in error and "0, 1, 2" in error
+    change(sweep / "a", MASS, at("2.0", GONE))
+    change(sweep / "b", KL, at("2.0", GONE))
+    assert "`a`: not in pmass_eval; `b`: not in trajectory.json" in refused(out, 1, "--runs-root", sweep, "--alphas", 2)
 
 
-def test_alphas_come_in_numeric_order_and_are_matched_as_numbers(tmp_path):
-    random_cell(tmp_path / "r" / "a", alphas=[10.0, -1.0, 2.0, 0.5])
-    assert [panel.alpha for panel in read(tmp_path / "r").panels] == [-1, 0.5, 2, 10]
-    assert [panel.alpha for panel in read(tmp_path / "r", alphas=(10, -1, 5e-1)).panels] == [-1, 0.5, 10]
-    assert [panel.alpha for panel in read(tmp_path / "r", alphas=(2, 2.0)).panels] == [2]
+def test_alphas_are_matched_as_numbers_in_numeric_order_and_but_for_rounding(tmp_path):
+    rounded = 0.1 + 0.2
+    random_cell(tmp_path / "r" / "a", alphas=[10.0, -1.0, rounded, -0.0])
+    random_cell(tmp_path / "r" / "b", seed=1, alphas=[0.0, 0.3])
+    within = random_cell(tmp_path / "r" / "c", seed=2, alphas=[0.3])  # its files disagree
+    change(within, MASS, lambda lists: {str(rounded): lists["0.3"]})
+    expected = {"-1": 6, "0": 12, "0.3": 18, "10": 6}
+    for alphas in ((), (10, rounded), (-1, 0.3, -0.0), (0.3, rounded)):
+        held = read(tmp_path / "r", alphas=alphas)
+        shown = {panel.alpha_text: panel.n for panel in held.panels}
+        assert list(shown.items()) == [(a, n) for a, n in expected.items() if not alphas or float(a) in {*alphas, 0.3}]
+        assert "in no cell" not in str(held.notes)
+        assert {line.split(",")[2] for line in ska.rollouts_csv(held).splitlines()[1:]} == shown.keys()
 
 
-def test_minus_zero_is_zero(tmp_path):
-    random_cell(tmp_path / "r" / "a", alphas=[-0.0, 1.0])
-    random_cell(tmp_path / "r" / "b", seed=1, alphas=[0.0])
-    for alphas in ((), (-0.0, 1)):
-        assert [(panel.label, panel.n) for panel in read(tmp_path / "r", alphas=alphas).panels] == [("0", 12), ("1", 6)]
-    random_cell(tmp_path / "steered" / "a", alphas=[1.0])
-    assert [panel.label for panel in read(tmp_path / "steered", alphas=(-0.0, 1)).panels] == ["0", "1"]
-
-
-def test_alphas_that_print_alike_are_told_apart_wherever_they_are_named(tmp_path, out):
-    close = (0.1234567, 0.12345671)
-    random_cell(tmp_path / "r" / "a", alphas=close)
-    random_cell(tmp_path / "r" / "b", alphas=close, seed=1)
-    for alpha in close:
-        edit(tmp_path / "r" / "b" / "trajectory.json", lambda content, key=str(alpha): content[KL].pop(key))
-    random_cell(tmp_path / "r" / "c", alphas=close[:1], seed=2)
-    result = run("--runs-root", tmp_path / "r", "--out", out, *SMALL, "--alphas", *close, 0.12345672)
-    assert result.status == 0
-    assert [row["alpha"] for row in table(out)] == ["0.1234567", "0.12345671", "0.12345672"]
-    listed = {line.split(",")[2] for line in (out / ska.ROLLOUTS).read_text().splitlines()[1:]}
-    assert listed == {"0.1234567", "0.12345671"}
-    log = result.err + (out / ska.TABLES).read_text()
-    assert log.count("alpha 0.12345672") >= 2
-    assert "alpha 0.123457" not in log and "alpha 0.123457" not in result.out
-    assert "alpha 0.12345671: 6" in noted(read(tmp_path / "r"), "shorter than --roll")
-
-
-def test_an_alpha_beyond_the_square_of_any_number_is_drawn(tmp_path, out):
-    alphas = ("-1e200", "1", "1e200")
+@pytest.mark.filterwarnings("error")
+def test_alphas_beyond_the_square_of_any_number_and_kl_without_a_logarithm_are_drawn(tmp_path, out):
+    alphas = ("-1e200", "1e-200", "1", "1e200")
     write_cell(tmp_path / "r" / "a", {a: [[0.5] * 40] for a in alphas}, {a: [[1, 0, 1]] for a in alphas})
-    result = run("--runs-root", tmp_path / "r", "--out", out, "--dpi", 20)
-    assert (result.status, "Traceback" in result.err) == (0, False)
-    assert [row["alpha"] for row in table(out)] == ["-1e+200", "1", "1e+200"]
-    assert [row["over_budget"] for row in table(out, 1)] == ["0%"] * 3
-    assert [row["died_within"] for row in table(out, 1)] == ["1"] * 3
-
-
-# ------------------------------------------------------------------------------------- wrong use
+    assert run("--runs-root", tmp_path / "r", "--out", out, "--dpi", 20).status == 0
+    assert [row["alpha"] for row in table(out, 1)] == ["-1e+200", "1e-200", "1", "1e+200"]
+    assert [row["over_target"] for row in table(out, 2)] == ["0%", "100%", "0%", "0%"]
+    assert table(out)[0]["died_within_budget"] == "3 of 3"
+    for kl in (0, -1, INF, NAN):
+        write_cell(tmp_path / "r" / "a", {a: [[kl] * 40] for a in "12"}, {a: [[1, 0, 1]] for a in "12"})
+        assert ska.draw_dose(read(tmp_path / "r", dpi=20)).axes
 
 
 WRONG = [
     (("--threshold", 0), "--threshold must lie in (0, 1]"),
     (("--threshold", 1.01), "--threshold must lie in (0, 1]"),
     (("--threshold", "nan"), "--threshold must lie in (0, 1]"),
-    (("--roll", 0), "--roll, in tokens, must be at least 1"),
     (("--calib-tokens", 0), "--calib-tokens must be at least 1"),
     (("--window", 0), "--window, in tokens, must be at least 1"),
-    (("--ncols", 0), "--ncols must be at least 1"),
     (("--metric", "kl"), "--metric must be pmass or pmass_<name>"),
     (("--alphas", "inf"), "--alphas must be finite numbers"),
     (("--line-lw", 0), "--line-lw, in points, must be above 0"),
     (("--line-alpha", 2), "--line-alpha must lie in (0, 1]"),
     (("--dpi", 5), "--dpi must lie between 20 and 2400"),
+    (("--roll", 0, "--ncols", 0), "--roll, in tokens, must be at least 1; --ncols must be at least 1"),
+    (("--palette", "no such"), "'no such' is not a seaborn palette; try"),
 ]
 
 
@@ -505,235 +411,162 @@ def test_a_wrong_value_is_refused_before_any_file_is_read(tmp_path, out, flags, 
     assert message in refused(out, 2, "--runs-root", tmp_path / "nowhere", *flags)
 
 
-def test_all_wrong_values_are_named_at_once(tmp_path, out):
-    error = refused(out, 2, "--runs-root", tmp_path / "nowhere", "--roll", 0, "--ncols", 0)
-    assert "--roll" in error and "--ncols" in error
+WORDS = [
+    (("--edges", "wrap"), {"edges": "wrap"}, "--edges"),
+    (("--calib-on", "all"), {"calib_on": "all"}, "--calib-on"),
+    (("--rows", "layer"), {"rows": "layer"}, "--rows"),
+    (("--formats", "gif"), {"formats": ("gif",)}, "--formats"),
+    *((("--out", name), {"out": name}, "--out must name a folder") for name in ("figure.png", "x/figure.PDF", "f.svg")),
+    (("--alphas", "0,1,2"), {}, "--alphas 0 1 2\n"),
+    (("--alphas", "0,", "-1,", "2"), {}, "--alphas 0 -1 2\n"),
+    (("--alphas=0,1",), {}, "--alphas 0 1\n"),
+    (("--alphas", "0", "1,2", "--roll", "3"), {}, "--alphas 0 1 2\n"),
+    (("--formats", "png", "pdf,svg"), {}, "--formats png pdf svg\n"),
+]
 
 
-def test_a_palette_that_nobody_knows_is_refused_with_some_that_are_known(tmp_path, out):
-    import seaborn
-
-    error = refused(out, 2, "--runs-root", tmp_path / "nowhere", "--palette", "no such palette")
-    assert "'no such palette'" in error
-    known = {*seaborn.palettes.SEABORN_PALETTES, "Set1", "Set2", "Dark2", "Paired", "husl", "hls"}
-    assert len(known & {*re.findall(r"\w+", error)}) >= 3
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [(), ("--runs-root", "x", "--rows", "layer"), ("--runs-root", "x", "--roll", "long"), ("--runs-root", "x", "--no")],
-)
-def test_a_command_line_that_makes_no_sense_exits_with_2(flags):
-    result = run(*flags)
-    assert (result.status, result.out) == (2, "")
-    assert "Traceback" not in result.err
+@pytest.mark.parametrize(("flags", "args", "said"), WORDS)
+def test_words_that_a_flag_does_not_take_are_wrong_use_and_commas_get_the_right_form(tmp_path, flags, args, said):
+    result = run("--runs-root", tmp_path / "nowhere", *flags)
+    assert (result.status, result.out, run().status) == (2, "", 2)
+    assert said in result.err and (args or (result.err.startswith("ERROR: ") and result.err.count("\n") <= 2))
+    if args:
+        with pytest.raises(ska.UsageError, match=f"^{said}"):
+            read(tmp_path / "nowhere", **args)
 
 
-@pytest.mark.parametrize("flags", [{"edges": "wrap"}, {"calib_on": "all"}, {"rows": "layer"}, {"formats": ("gif",)}])
-def test_a_word_that_a_flag_does_not_know_is_refused_from_python_too(sweep, flags):
-    with pytest.raises(ska.UsageError, match="--" + next(iter(flags)).replace("_", "-")):
-        read(sweep, **flags)
+LARGE = [
+    (("--dpi", 2400), ("65535 pixels", "--alphas", "--ncols", "--dpi"), "--model-contains"),
+    (("--dpi", 2400, "--rows", "cell"), ("65535 pixels", "--alphas", "--model-contains", "--dpi"), "--ncols"),
+    (("--formats", "pdf", "--ncols", 1), ("200 inches", "--alphas", "--ncols"), "--dpi"),
+]
 
 
-def test_a_figure_larger_than_a_png_can_hold_is_refused_with_its_size_and_what_makes_it_smaller(tmp_path, out):
-    alphas = [str(k) for k in range(180)]
+@pytest.mark.parametrize(("flags", "advice", "useless"), LARGE)
+def test_a_figure_larger_than_its_format_can_hold_says_what_makes_it_smaller(tmp_path, out, flags, advice, useless):
+    alphas = [str(k) for k in range(160)]
     write_cell(tmp_path / "r" / "a", {a: [[1.0]] for a in alphas}, {a: [[1, 1, 1]] for a in alphas})
-    held = read(tmp_path / "r", dpi=2400, out=out)
-    before = contents(out)
-    with pytest.raises(ska.SweepError) as raised:
-        ska.write(held, lambda how_far: pytest.fail(f"drawing has begun: {how_far}"))
-    text = str(raised.value)
-    assert (raised.value.status, contents(out)) == (1, before)
-    width, height = map(int, re.search(r"(\d+) x (\d+) pixels", text).groups())
-    assert 2400 * 6 < width < 2400 * 12 and height > 2400 * 180 / 6
-    assert "--alphas" in text and "--dpi" in text
+    error = refused(out, 1, "--runs-root", tmp_path / "r", *flags)
+    size = [int(number) for number in re.search(r"(\d+) x (\d+) pixels", error).groups()]
+    assert max(size) > (2**16 if "--dpi" in flags else 200 * 160)
+    assert all(word in error for word in advice) and useless not in error
 
 
-# ------------------------------------------------------------------------------------- the output
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tmp_path, sweep, out, monkeypatch):
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "tyro.py").write_text("raise ModuleNotFoundError(name='tyro')\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "fake")}
+    result = subprocess.run([sys.executable, ska.__file__, "--help"], capture_output=True, text=True, env=env)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"ERROR: the package tyro is missing\nInstall it: {sys.executable} -m pip install tyro\n"
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    error = refused(out, 1, "--runs-root", sweep, "--palette", "Set2")
+    assert "--palette" in error and f"{sys.executable} -m pip install seaborn" in error
 
 
-def test_an_out_that_is_or_lies_in_a_file_is_named(sweep, tmp_path):
+def test_an_out_that_cannot_be_used_is_named_before_anything_is_read_or_drawn(sweep, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    for target in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        error = error_of(run("--runs-root", sweep, "--out", target, *SMALL))
-        assert str(target) in error and "--out" in error
-    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "folder" / f"{ska.FIGURE_STEM}.png").mkdir(parents=True)
+    wrong = {"file": "a file, not", "link": "a link to nothing", f"folder/{ska.FIGURE_STEM}.png": "a folder in"}
+    monkeypatch.setattr(ska, "draw", lambda *_: pytest.fail("drawing has begun"))
+    for out in ("file", "file/deeper/still", "link", "link/deeper", "folder"):
+        with pytest.raises(ska.SweepError) as raised:
+            ska.write(read(sweep, out=tmp_path / out))
+        result = run("--runs-root", tmp_path / "nowhere", "--out", tmp_path / out)
+        assert (result.status, result.err) == (1, f"ERROR: {raised.value}\n")
+        (said,) = [f"{tmp_path / name} is {what}" for name, what in wrong.items() if name[:4] == out[:4]]
+        assert said in result.err and "--out" in result.err
+    assert contents(tmp_path / "folder") == {f"{ska.FIGURE_STEM}.png": b""}
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
 
 
-def test_a_folder_in_the_place_of_an_output_file_is_named_and_nothing_is_left_behind(sweep, tmp_path):
-    (tmp_path / "o" / f"{ska.FIGURE}.png").mkdir(parents=True)
-    (tmp_path / "o" / ska.TABLES).write_text("older")
-    error = error_of(run("--runs-root", sweep, "--out", tmp_path / "o", *SMALL))
-    assert str(tmp_path / "o") in error and f"{ska.FIGURE}.png is a folder" in error
-    assert (tmp_path / "o" / ska.TABLES).read_text() == "older"
-    assert len(list((tmp_path / "o").iterdir())) == 2
-
-
-# -------------------------------------------------------------------------------------- the notes
-
-
-def test_kl_that_is_not_finite_is_counted_and_its_rollout_still_counts(tmp_path):
-    kl = [[float("nan")] * 40, [10.0**9, *[1.0] * 39], [float("-inf"), *[1.0] * 45], [1.0] * 40]
-    write_cell(tmp_path / "r" / "a", {"1": kl}, {"1": [[1, 1, 1]] * 4})
-    held = read(tmp_path / "r")
-    assert "alpha 1: 42" in noted(held, "not finite")
-    assert (counts(held), held.panels[0].budget["no_scale"]) == ([4], 1)
-
-
-def test_kl_that_is_negative_is_counted(tmp_path):
-    write_cell(tmp_path / "r" / "a", {"1": [[-3.0, -1e-6, *[1.0] * 38]]}, {"1": [[1, 1, 1]]})
-    assert "alpha 1: 1" in noted(read(tmp_path / "r"), "negative KL")
-
-
-def test_rollouts_that_were_never_measured_are_counted(tmp_path):
-    nan = float("nan")
-    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 40] * 3}, {"1": [[nan] * 3, [nan, nan, 1], [nan] * 3]})
-    held = read(tmp_path / "r")
-    assert "alpha 1: 2" in noted(held, "without pmass")
-    assert ends(held) == ["alive"] * 3
-
-
-def test_deaths_without_steering_are_a_warning_about_the_probe(tmp_path):
-    pmass = {"0": [[1, 0.1, 1], [1, 1, 1], [1, 1, 0.1]], "1": [[0.1, 1, 1]] * 3}
-    write_cell(tmp_path / "r" / "a", {a: [[1.0] * 20] * 3 for a in pmass}, pmass, window=20)
-    note = noted(read(tmp_path / "r"), "without steering")
-    assert "alpha 0: 2" in note and "alpha 1" not in note
-
-
-def test_panels_where_more_than_half_of_the_deaths_recovered_are_a_warning(tmp_path):
-    pmass = {"1": [[1, 0.1, 1], [1, 0.1, 0.1]], "2": [[1, 0.1, 1], [0.1, 1, 0.1], [0.1, 0.1, 0.1]]}
-    write_cell(tmp_path / "r" / "a", {a: [[1.0] * 40] * len(rows) for a, rows in pmass.items()}, pmass)
-    note = noted(read(tmp_path / "r"), "above the threshold again")
-    assert "alpha 2: 2 of 3" in note and "alpha 1" not in note
-
-
-def test_kl_records_cut_short_and_drops_seen_after_their_end_are_counted(tmp_path):
-    pmass = {"1": [[1, 1, 0.1], [1, 1, 0.1], [1, 0.1, 0.1], [1, 1, 1]]}
-    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 12] * 4}, pmass, {"1": [40, 12, 40, 30]})
-    held = read(tmp_path / "r")
-    assert ends(held) == ["censored", "censored", "died", "censored"]
-    assert "alpha 1: 3" in noted(held, "KL records cut short")
-    assert "alpha 1: 2" in noted(held, "after what was observed")
-
-
-def test_rollouts_shorter_than_the_rolling_mean_are_counted(tmp_path):
-    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 40, [1.0] * 9]}, {"1": [[1, 1, 1]] * 2})
-    note = noted(read(tmp_path / "r", roll=10), "--roll 10")
-    assert "alpha 1: 1" in note and "nothing is smoothed" not in note
-    assert not any("--roll" in note for note in read(tmp_path / "r", roll=9).notes)
-    assert not any("--roll" in note for note in read(tmp_path / "r", roll=10, edges="shrink").notes)
-
-
-def test_a_rolling_mean_longer_than_the_window_is_said_to_smooth_nothing(tmp_path):
-    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 40, [1.0] * 9]}, {"1": [[1, 1, 1]] * 2})
-    noted(read(tmp_path / "r", roll=41), "--roll 41", "nothing is smoothed")
-    assert not any("nothing is smoothed" in note for note in read(tmp_path / "r", roll=1).notes)
-
-
-@pytest.mark.parametrize("kind", ["method", "model"])
-def test_what_is_pooled_is_noted_with_the_flag_that_separates_it(sweep, kind):
-    edit(sweep / "b" / "calib.json", lambda content: content.update({kind: "another"}))
-    noted(read(sweep), "another", f"--rows {kind}", "pooled")
-    assert not any("pooled" in note for note in read(sweep, rows=kind).notes)
-
-
-def test_notes_name_the_row_that_they_are_about(tmp_path):
-    nan = float("nan")
-    kl = {"0": [[1.0] * 20] * 2, "1": [[nan] * 9, [-1.0] * 12]}
-    late = {"0": [[1, 0.1, 0.9], [1, 1, 1]], "1": [[nan] * 3, [1, 1, 0.1]]}
-    well = {"0": [[1, 1, 1]] * 2, "1": [[1, 1, 1]] * 2}
-    for name, pmass in (("pca", late), ("mean", well)):
-        rows = kl if name == "pca" else {a: [[1.0] * 40] * 2 for a in kl}
-        write_cell(tmp_path / name, rows, pmass, {a: [40, 12 if name == "pca" else 40] for a in kl}, method=name)
-    held = read(tmp_path, rows="method", roll=15)
-    about = [note for note in held.notes if "alpha 0: " in note or "alpha 1: " in note]
-    assert len(about) == 8
-    for note in about:
-        assert note.count("alpha ") == note.count("pca at alpha ") > 0
-
-
-def test_long_lists_in_notes_are_cut_to_the_first_ones_and_a_count(tmp_path):
-    alphas = [str(k) for k in range(1, 31)]
-    write_cell(tmp_path / "r" / "a", {a: [[1.0]] for a in alphas}, {a: [[1, 1, 1]] for a in alphas})
-    note = noted(read(tmp_path / "r"), "--roll 65")
-    assert "alpha 12: 1" in note and "alpha 13: 1" not in note
-    assert "and 18 more" in note
-
-
-# ------------------------------------------------------------------------------------------ copies
-
-
-def test_exact_copies_are_dropped_only_within_a_model_and_a_prompt(tmp_path):
-    for name, model in (("a", "org/m"), ("b", "org/m"), ("c", "org/other")):
-        random_cell(tmp_path / "r" / name, seed=0, model=model)
-    edit(tmp_path / "r" / "b" / "trajectory.json", lambda c: c[KL]["1.0"][2].__setitem__(0, 0.123456789))
-    edit(tmp_path / "r" / "b" / "pmass.json", lambda c: c[MASS]["2.0"][1].__setitem__(2, 0.987654321))
-    held = read(tmp_path / "r")
-    assert counts(held) == [12, 13, 13]
-    assert [r.cell.name for r in held.rollouts if r.copy_of] == ["b"] * 16
-    assert {r.copy_of for r in held.rollouts} == {"", "a"}
-    noted(held, "16 of 18 of `b`", "`a`", "left out")
-    kept = read(tmp_path / "r", keep_duplicates=True)
-    assert counts(kept) == [18, 18, 18]
-    noted(kept, "16 of 18 of `b`", "`a`", "--keep-duplicates")
-
-
-def test_a_copy_at_another_prompt_or_of_another_length_is_none(tmp_path):
-    rows = [[1.0] * 30, [2.0] * 30, [3.0] * 30]
-    pmass = {"1": [[1, 1, 1]] * 3}
-    write_cell(tmp_path / "r" / "a", {"1": rows}, pmass, {"1": [30, 30, 30]})
-    write_cell(tmp_path / "r" / "b", {"1": [rows[1], rows[0], rows[2]]}, pmass, {"1": [30, 30, 31]})
-    assert counts(read(tmp_path / "r")) == [6]
-    edit(tmp_path / "r" / "b" / "pmass.json", lambda c: c[LENGTHS].update({"1": [30, 30, 30]}))
-    assert counts(read(tmp_path / "r")) == [5]
-
-
-def test_copies_are_looked_for_within_a_panel(tmp_path):
-    for name in "ab":
-        random_cell(tmp_path / name, seed=0, method=name, alphas=[0.0, 1.0])
-    assert counts(read(tmp_path)) == [6, 6]
-    assert counts(read(tmp_path, rows="method")) == [6, 6, 6, 6]  # every method keeps its own control
-    assert not any("opies" in note for note in read(tmp_path, rows="method").notes)
-
-
-# ------------------------------------------------------------------------------------- the outputs
-
-
-def test_rollouts_are_listed_with_what_identifies_their_line(tmp_path, out):
-    kl = [[2.0, 4.0, 1.0], [1.0, 1.0, 3.0]]
-    write_cell(tmp_path / "r" / "a", {"1": kl}, {"1": [[1, 0.1], [1, 1]]}, {"1": [40, 3]}, forks=[0, 1])
-    write_cell(tmp_path / "r" / "b", {"1": kl[:1]}, {"1": [[1, 0.1]]}, {"1": [40]}, forks=[0, 1])
-    assert run("--runs-root", tmp_path / "r", "--out", out, "--roll", 1, "--no-normalize-kl", *SMALL).status == 0
-    header, *rows = [line.split(",") for line in (out / ska.ROLLOUTS).read_text().splitlines()]
-    first, second, copy = (dict(zip(header, row, strict=True)) for row in rows)
-    about = ("cell", "prompt", "alpha", "observed_tokens", "end", "death_token", "copy_of")
-    assert [first[key] for key in about] == ["a", "0", "1", "3", "died", "1", ""]
-    assert [second[key] for key in about] == ["a", "1", "1", "3", "censored", "", ""]
-    assert [copy[key] for key in about] == ["b", "0", "1", "3", "died", "1", "a"]
-    line = ("line_max", "line_max_token", "line_end")
-    assert [first[key] for key in line] == ["4", "1", "1"]
-    assert [second[key] for key in line] == ["3", "2", "3"]
-
-
-def test_a_figure_of_an_earlier_run_in_another_format_is_named_in_a_warning(sweep, out):
-    for ending in ska.FORMATS:
-        (out / f"{ska.FIGURE}.{ending}").write_text("older")
-    result = run("--runs-root", sweep, "--out", out, *SMALL, "--formats", "pdf")
+def test_a_run_touches_nothing_of_the_users_and_warns_of_its_notes_and_of_stale_figures(sweep, out):
+    part = f".{ska.SUMMARY_FILE}.0123456789abcdef0123456789abcdef.part"
+    for name in (".kl_alive_mine", part):
+        (out / name).mkdir()
+        (out / name / "thesis.tex").write_text("mine")
+        os.utime(out / name, (0, 0))
+    figures = {f"{stem}.{end}" for stem in (ska.FIGURE_STEM, ska.DOSE_STEM) for end in ska.FIGURE_FORMATS}
+    for name in figures:
+        (out / name).write_text("older")
+    (sweep / "b" / ska.PMASS_FILE).unlink()
+    before = contents(out)
+    result = run("--runs-root", sweep, "--out", out, *SMALL, "--no-dose", "--formats", "pdf")
     assert result.status == 0
-    warned = [line for line in result.err.splitlines() if str(out) in line]
-    assert all(line.startswith("WARNING: ") and "earlier run" in line for line in warned)
-    named = {ending for ending in ska.FORMATS if f"{out / ska.FIGURE}.{ending}" in "".join(warned)}
-    assert named == {"png", "svg"}
+    written = {f"{ska.FIGURE_STEM}.pdf", ska.SUMMARY_FILE, ska.ROLLOUTS_FILE}
+    after = contents(out)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == written
+    assert [(out / name / "thesis.tex").read_text() for name in (".kl_alive_mine", part)] == ["mine"] * 2
+    warned = re.findall("^WARNING: (.*)", result.err, re.MULTILINE)
+    assert [note for note in warned if "earlier run" not in note] == read(sweep).notes
+    stale = {note.split(" is left over")[0] for note in warned if "earlier run" in note}
+    assert stale == {f"{out / name}" for name in figures - written}
+    assert "INFO: 1 cell, 18 rollouts: a\n" in result.err
 
 
-def test_names_with_anything_in_them_survive_titles_and_tables(tmp_path, out):
-    names = ["a b", "quote'\"", "new\nline", "$x_1$", "pipe|pipe", "\\alpha", "ελ", os.fsdecode(b"raw\xff"), "模型"]
-    for seed, name in enumerate(names):
+def test_what_is_unusual_is_counted_by_panel_and_named_with_its_row(tmp_path):
+    ones, alive = [0.5, *[1.0] * 39], [1, 1, 1]
+    kl = {
+        **dict.fromkeys("045", [ones] * 3),
+        "1": [[0.5, NAN, -INF, *[1.0] * 37], [None] * 60],  # null is NaN
+        "2": [[0.5, INF, 1e6, 1.01e6, *[1.0] * 36], ones],
+        "3": [[0.5, -3.0, -1e-6, *[1.0] * 37], ones],
+        "6": [ones[:12]] * 4,
+        "7": [ones, ones[:9]],
+    }
+    pmass = {alpha: [alive] * len(rows) for alpha, rows in kl.items()} | {
+        "0": [[1, 0.1, 0.1], alive, [1, 1, 0.1]],
+        "4": [[NAN] * 3, [NAN, None, 1], [None] * 3],
+        "5": [[1, 0.1, 1], [0.1, 0.1, 0.9], [0.1, 0.9, 0.1]],
+        "6": [[1, 1, 0.1], [1, 1, 0.1], [1, 0.1, 0.1], alive],
+    }
+    lengths = {alpha: [40] * len(rows) for alpha, rows in kl.items()} | {"6": [40, 12, 40, 30], "7": [40, 9]}
+    write_cell(tmp_path / "pca", kl, pmass, lengths, method="pca")
+    write_cell(tmp_path / "mean", {a: [ones] for a in kl}, {a: [alive] for a in kl}, model="org/x", method="mean")
+    expected = {
+        "Deaths at alpha 0: the probe fails": "0: 2",
+        "KL is NaN, a gap": "1: 42",
+        "infinite or above 1e+06 nats, a gap": "2: 2",
+        "negative KL": "3: 1",
+        "never measured": "4: 2",
+        "back above the threshold": "5: 2 of 3",
+        "KL records that end before their rollout": "6: 3",
+        "only after the last observed token": "6: 2",
+        "shorter than --roll 10, not smoothed": "7: 1",
+    }
+    held, pooled = (read(tmp_path, roll=10, rows=rows) for rows in ("method", None))
+    for said, count in expected.items():
+        assert f"(pca at alpha {count})" in noted(held, said)
+        assert f"(alpha {count})" in noted(pooled, said)
+    assert len(held.notes) == len(expected)  # of the other row there is nothing to say
+    noted(pooled, "2 models pooled: org/m, org/x (--rows model ")
+    noted(pooled, "2 methods pooled: mean, pca (--rows method ")
+    assert "--roll" not in str(read(tmp_path, roll=9).notes + read(tmp_path, roll=10, edges="shrink").notes)
+
+
+def test_a_rollout_of_another_model_prompt_or_length_is_no_copy(tmp_path):
+    rows, pmass = [[1.0] * 30, [2.0] * 30, [3.0] * 30], {"1": [[1, 1, 1]] * 3}
+    write_cell(tmp_path / "r" / "a", {"1": rows}, pmass, {"1": [30] * 3})
+    write_cell(tmp_path / "r" / "b", {"1": [rows[1], rows[0], rows[2]]}, pmass, {"1": [30, 30, 31]})
+    write_cell(tmp_path / "r" / "c", {"1": rows}, pmass, {"1": [30] * 3}, model="org/other")
+    assert counts(read(tmp_path / "r")) == [9]
+    change(tmp_path / "r" / "b", LENGTHS, {"1": [30] * 3})
+    held = read(tmp_path / "r")
+    assert (counts(held), [(r.prompt_index, r.copy_of) for r in held.rollouts if r.copy_of]) == ([8], [(2, "a")])
+
+
+def test_names_with_anything_in_them_are_rows_of_their_own_in_numeric_order(tmp_path, out):
+    odd = ["run10", "run2", "a b", "it's", "new\nline", "'new\\nline'", "$x_1$", "pipe|pipe", "\\alpha", "ελ", "模型"]
+    for seed, name in enumerate([*odd, os.fsdecode(b"raw\xff")]):
         random_cell(tmp_path / "r" / name, seed, alphas=[1.0], method=name.encode("utf-8", "replace").decode())
-    result = run("--runs-root", tmp_path / "r", "--out", out, *SMALL, "--rows", "method", "--formats", "svg", "pdf")
+    flags = ("--rows", "cell", "--formats", "svg", "pdf", "--no-survival")
+    result = run("--runs-root", tmp_path / "r", "--out", out, *flags)
     assert result.status == 0, result.err
     assert {line.split(": ")[0] for line in result.err.splitlines()} == {"INFO", "WARNING"}
-    for k in range(3):
-        assert [row["alpha"] for row in table(out, k)] == ["1"] * len(names)
-    assert {row["n"] for row in table(out)} == {"6"}
-    assert "pipe\\|pipe" in {row["method"] for row in table(out)}
+    for k in range(4):
+        rows = [row["cell"] for row in table(out, k)]
+        assert len({*rows}) == 12 and rows.index("run2") + 1 == rows.index("run10") and "pipe\\|pipe" in rows
+    assert {row["n"] for row in table(out, 1)} == {"6"}
+    assert len({*ska.facet_titles(read(tmp_path / "r", rows="cell")).values()}) == 12

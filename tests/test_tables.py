@@ -136,7 +136,8 @@ def noted_texts(panels: Mapping[tuple[str, float], Sequence[Life]], roll: int, f
         first = [((roll // 2 + 1) / roll * life.kl[0], life.scale) for life in padded if math.isfinite(life.kl[0])]
         k = sum(of_first > scale / 2 for of_first, scale in first)
         if k and PADS.items() <= flags.items():
-            where["made by one token"].append(f"{facet}: {k} of {len(padded)}".removeprefix(": "))
+            row = f"{flags['rows']} {facet}: " if facet else ""
+            where["made by one token"].append(f"{row}{k} of {len(padded)}")
     more = {what: [f"and {len(names) - 12} more"] * (len(names) > 12) for what, names in where.items()}
     return {what: ", ".join(names[:12] + more[what]) for what, names in where.items()}
 
@@ -419,7 +420,7 @@ def test_scales_made_by_one_token_are_counted_in_each_row(tmp_path):
     for method, rows in (("mean_diff", [loud, loud, even]), ("pca", [even, endless, loud])):
         write_cell(tmp_path / method, {"1.0": rows}, {"1.0": [WELL] * 3}, method=method)
     where = noted(read_sweep(tmp_path, rows="method", roll=5), "made by one token")
-    assert where == "mean_diff: 2 of 3, pca: 1 of 3"
+    assert where == "method mean_diff: 2 of 3, method pca: 1 of 3"
 
 
 def test_notes_say_where_nothing_is_smoothed_and_list_a_dozen_panels_at_most(tmp_path):

@@ -1,8 +1,9 @@
-"""Does any text of the figure touch another, leave the page, or run together with the number beside it?
+"""Does any text of a figure touch another, leave the page, meet a dashed line, or run into the number beside it?
 
-`python tests/layout.py [PROCESSES [EVERY]]` lays out every combination of ALPHAS, COUNTS, WINDOWS, LAYOUTS, SCALES and
-STRIPS, prints what is wrong in which, and ends with their number; EVERY takes only each so-manieth of ALPHAS x COUNTS x
-WINDOWS. Each figure is drawn once and not saved, from rollouts of which only the longest is as long as the window.
+`python tests/tools/layout.py [PROCESSES [EVERY]]` lays out all combinations of COUNTS, WINDOWS, SCALES, ALPHAS, LAYOUTS
+and STRIPS, and overviews of OVERVIEW_ALPHAS, FACETS and GROWTHS, prints what is wrong in which, and ends with their
+number; EVERY takes only each so-manieth. A figure is drawn once and not saved, from rollouts of which only the longest
+is as long as the window.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
 
 import numpy as np
+from loguru import logger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -32,6 +32,8 @@ from sweeps import write_cell
 
 import spaghetti_kl_alive as ska
 
+SHORT = ("mean_diff", "pca")
+LONG = ("runs/2024-11-02_sweep-of-the-residual-stream/layer_17/mean_difference_of_prompts/ckpt-10000", "主成分 ✨ pca")
 ALPHAS = (
     (1.0,),
     (0.0, 0.25),
@@ -43,64 +45,62 @@ ALPHAS = (
 )
 COUNTS = (1, 8, 24, 240, 2000)
 WINDOWS = (100, 256, 999, 1000, 4096, 10240)
-LAYOUTS: tuple[dict[str, Any], ...] = ({}, {"ncols": 2}, {"rows": "method"})
-SCALES: tuple[dict[str, Any], ...] = (
+LAYOUTS: tuple[dict[str, Any], ...] = (
     {},
-    {"kl_log": True},
-    {"normalize_kl": False},
-    {"kl_log": True, "normalize_kl": False},
+    {"ncols": 2},
+    {"rows": "method", "facets": SHORT},
+    {"rows": "method", "facets": LONG},
+)
+SCALES: tuple[dict[str, Any], ...] = tuple(
+    {"kl_log": log, "normalize_kl": own} for log in (False, True) for own in (True, False)
 )
 STRIPS: tuple[dict[str, Any], ...] = ({}, {"survival": False})
+OVERVIEW_ALPHAS = (*ALPHAS[2:], (0.0, 0.01, 0.0125), (0.001, 1000.0), (-64.0, 64.0))
+FACETS = tuple(tuple(f"{name}{k}" for k in range(n)) for n in range(1, 13) for name in ("pca", f"{LONG[0]}-"))
+GROWTHS = (0.0, 0.1, 2.0, 9.0)  # KL is alpha to this power
 DPI = 160  # at which the texts are measured
 
 
-@cache
-def rollouts_of(n: int, window: int, method: str, normalize_kl: bool) -> dict[bool, list[ska.Rollout]]:
-    """n rollouts of every fate with and without steering, of which one is as long as the window."""
+def sweep_of(
+    alphas: Sequence[float], n: int, window: int, facets: Sequence[str] = ("",), growth: float = 1.0, **flags: Any
+) -> ska.Sweep:
+    """A sweep of n rollouts of every fate per panel, of which one is as long as the window."""
     rng = np.random.default_rng(n)
-    lengths = [window, *rng.choice([3, 12, 70], n - 1).tolist()]
-    kl = {"0": [[0.0] * length for length in lengths]}
-    kl["1"] = [np.round(rng.gamma(3, 0.3 if method == "pca" else 2, length), 4).tolist() for length in lengths]
-    pmass = {"0": [[1.0] * 4] * n, "1": rng.choice([1.0, 0.95, 0.5], (n, 4), p=[0.5, 0.3, 0.2]).tolist()}
-    gen_len = [length if i % 3 else window for i, length in enumerate(lengths)]
+    lengths = [window, *rng.choice([3, 12, 40], n - 1).tolist()]
+    gen_len = {str(alpha): [length if i % 3 else window for i, length in enumerate(lengths)] for alpha in alphas}
     with tempfile.TemporaryDirectory() as folder:
-        cell = Path(folder) / method
-        forks = (0, 12, 60, window)
-        write_cell(cell, kl, pmass, dict.fromkeys(kl, gen_len), forks, method=method, window=window)
-        rollouts = ska.read(ska.Args(runs_root=cell, normalize_kl=normalize_kl)).rollouts
-    return {steered: [r for r in rollouts if (r.alpha != 0) == steered] for steered in (False, True)}
+        for k, facet in enumerate(facets):
+            kl, pmass = {}, {}
+            for alpha in alphas:
+                size = 1.1**k * abs(alpha) ** growth if alpha else 0.0
+                kl[str(alpha)] = [(size * rng.gamma(3, 0.5, length)).tolist() for length in lengths]
+                pmass[str(alpha)] = rng.choice([1.0, 0.95, 0.5 if alpha else 1.0], (n, 4), p=[0.5, 0.3, 0.2]).tolist()
+            about = {"method": facet or "pca", "model": facet or "org/m", "window": window}
+            write_cell(Path(folder) / f"cell {k}", kl, pmass, gen_len, (0, 12, 35, window), **about)
+        return ska.read(ska.Args(folder, **flags))
 
 
-@cache
-def panel_of(alpha: float, n: int, window: int, row: str, normalize_kl: bool) -> ska.Panel:
-    """A panel of these rollouts, said to be of this alpha; the start of a line stands for all of it."""
-    held = rollouts_of(n, window, row or "mean_diff", normalize_kl)[alpha != 0]
-    return ska.Panel(row, alpha, f"{alpha:g}", [replace(r, alpha=alpha, line=r.line[:70]) for r in held], 20)
+def words(ax: Axes) -> list[str]:
+    """The texts over and in a panel."""
+    return [text.get_text() for text in ax.texts if text.get_text() not in ("", "vs target", "token\nat risk", "token")]
 
 
-def sweep_of(alphas: Sequence[float], n: int, window: int, **flags: Any) -> ska.Sweep:
-    """A sweep of panels of n rollouts, two rows of them where rows are asked for."""
-    args = ska.Args(runs_root="runs/sweep", **flags)
-    rows = ["mean_diff", "pca"] if args.rows else [""]
-    panels = [panel_of(alpha, n, window, row, args.normalize_kl) for row in rows for alpha in alphas]
-    rollouts = [r for panel in panels for r in panel.rollouts]
-    cells = list({r.cell.name: r.cell for r in rollouts}.values())
-    return ska.Sweep(args, "sweep", window, cells, rollouts, panels, [])
+def kl_axes(figure: Figure) -> list[Axes]:
+    """The panels without their strips, in reading order."""
+    return [ax for ax in figure.axes if any(text.startswith("α = ") for text in words(ax))]
 
 
 def grid_of(axes: Sequence[Axes]) -> list[list[Axes]]:
     """The axes row by row from the top, each from the left."""
-    places = {ax: ax.get_position() for ax in axes}
-    heights = sorted({round(place.y0, 6) for place in places.values()}, reverse=True)
-    rows = [[ax for ax, place in places.items() if round(place.y0, 6) == height] for height in heights]
-    return [sorted(row, key=lambda ax: places[ax].x0) for row in rows]
+    place = {ax: (-round(ax.get_position().y0, 6), ax.get_position().x0) for ax in axes}
+    return [[*row] for _, row in itertools.groupby(sorted(axes, key=lambda ax: place[ax]), key=lambda ax: place[ax][0])]
 
 
 def texts_of(figure: Figure) -> list[Text]:
-    """Every text that the figure shows, tick labels, header and legend included."""
-    texts = [*figure.texts, *(text for held in figure.legends for text in held.get_texts())]
+    """Every text that the figure shows: page title and quiet line, legend, titles, tick labels."""
+    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for ax in figure.axes:
-        texts += [*ax.texts, ax.title]
+        texts += [child for child in ax.get_children() if isinstance(child, Text)]
         for axis in (ax.xaxis, ax.yaxis):
             low, high = sorted(axis.get_view_interval())
             texts += [axis.label, axis.offsetText]
@@ -126,8 +126,8 @@ def faults_of(figure: Figure) -> list[str]:
     numbers = np.array([bool(re.search(r"\d|–", name)) for name in names])
     x0, y0, x1, y1 = boxes.T
     page = figure.bbox
-    found = [f"leaves the page: {names[i]!r}" for i in np.flatnonzero((x0 < 0) | (y0 < 0))]
-    found += [f"leaves the page: {names[i]!r}" for i in np.flatnonzero((x1 > page.x1) | (y1 > page.y1))]
+    outside = (x0 < 0) | (y0 < 0) | (x1 > page.x1) | (y1 > page.y1)
+    found = [f"leaves the page: {names[i]!r}" for i in np.flatnonzero(outside)]
     across = np.maximum(x0[:, None], x0) - np.minimum(x1[:, None], x1)  # the gap between two, below 0 if they overlap
     along = np.maximum(y0[:, None], y0) - np.minimum(y1[:, None], y1)
     later = np.triu(np.ones_like(across, dtype=bool), 1)
@@ -137,46 +137,52 @@ def faults_of(figure: Figure) -> list[str]:
     for i, j in np.argwhere(later & close & numbers & numbers[:, None]):
         found.append(f"{across[i, j] / lines[i]:.2f} of their height apart: {names[i]!r} and {names[j]!r}")
     for ax in figure.axes:
-        inside = ax.bbox.x0 < x1 - 1, ax.bbox.x1 > x0 + 1, ax.bbox.y0 < y1 - 1, ax.bbox.y1 > y0 + 1
-        for i in np.flatnonzero(np.all(inside, axis=0)):
-            if box_within(boxes[i], ax.bbox) is False:
-                found.append(f"on an axes' edge: {names[i]!r}")
+        frame = ax.bbox
+        inside = (frame.x0 < x1 - 1) & (frame.x1 > x0 + 1) & (frame.y0 < y1 - 1) & (frame.y1 > y0 + 1)
+        whole = (x0 >= frame.x0 - 1) & (y0 >= frame.y0 - 1) & (x1 <= frame.x1 + 1) & (y1 <= frame.y1 + 1)
+        found += [f"on an axes' edge: {names[i]!r}" for i in np.flatnonzero(inside & ~whole)]
+        for line in ax.lines:
+            y = (
+                line.get_transform().transform(line.get_xydata())[:, 1]
+                if line.get_linestyle() == "--"
+                else np.array([])
+            )
+            crossed = inside & np.any((y0 < y[:, None]) & (y[:, None] < y1), axis=0)
+            found += [f"on a dashed line: {names[i]!r}" for i in np.flatnonzero(crossed)]
     return found
 
 
-def box_within(box: np.ndarray, outer: Bbox) -> bool:
-    x0, y0, x1, y1 = box
-    return bool(x0 >= outer.x0 - 1 and y0 >= outer.y0 - 1 and x1 <= outer.x1 + 1 and y1 <= outer.y1 + 1)
+def faults(alphas: Sequence[float], n: int, window: int, overview: bool = False, **flags: Any) -> list[str]:
+    """What is wrong with the texts of the figure, or of the overview, of such a sweep."""
+    sweep = sweep_of(alphas, n, window, **flags)
+    return faults_of(ska.draw_dose(sweep) if overview else ska.draw(sweep))
 
 
-def faults(alphas: Sequence[float], n: int, window: int, **flags: Any) -> list[str]:
-    """What is wrong with the texts of the figure of such a sweep."""
-    return faults_of(ska.draw(sweep_of(alphas, n, window, **flags)))
-
-
-def check(alphas: Sequence[float], n: int, window: int) -> dict[str, list[str]]:
-    """The faults of all figures of these panels, by what the figure is of."""
-    found = {}
-    for parts in itertools.product(LAYOUTS, SCALES, STRIPS):
-        flags = {name: value for part in parts for name, value in part.items()}
-        name = f"{len(alphas)} alphas, n {n}, window {window}, {flags}"
-        found[name] = faults(alphas, n, window, **flags)
-    panel_of.cache_clear()
-    rollouts_of.cache_clear()
-    return found
+def check(job: tuple[Sequence[float], int, int, dict[str, Any]]) -> list[str]:
+    """The faults of one figure, with what it is of."""
+    alphas, n, window, flags = job
+    return [
+        f"alphas {alphas}, n {n}, window {window}, {flags}: {fault}" for fault in faults(alphas, n, window, **flags)
+    ]
 
 
 def main(processes: int = 2, every: int = 1) -> int:
+    logger.remove()
     started = time.monotonic()
-    jobs = list(itertools.product(ALPHAS, COUNTS, WINDOWS))[::every]
-    total, kinds = 0, Counter[str]()
+    of_panels = itertools.product(COUNTS, WINDOWS, SCALES, ALPHAS, LAYOUTS, STRIPS)
+    jobs = [(alphas, n, window, scale | layout | strip) for n, window, scale, alphas, layout, strip in of_panels]
+    of_overviews = itertools.product(OVERVIEW_ALPHAS, FACETS, GROWTHS)
+    for alphas, facets, growth in of_overviews:
+        jobs.append((alphas, 8, 100, {"overview": True, "rows": "method", "facets": facets, "growth": growth}))
+    jobs = jobs[::every]
+    n_faulty, kinds = 0, Counter[str]()
     with ProcessPoolExecutor(processes) as pool:
-        for found in pool.map(check, *zip(*jobs, strict=True)):
-            total += len(found)
-            for name, wrong in found.items():
-                kinds.update({fault.split(":")[0].split(" ")[-1] for fault in wrong})
-                print("".join(f"{name}: {fault}\n" for fault in wrong[:3]), end="", flush=True)
-    print(f"{total} figures in {(time.monotonic() - started) / 60:.0f} minutes; with faults: {dict(kinds) or 'none'}")
+        for wrong in pool.map(check, jobs, chunksize=8):
+            n_faulty += bool(wrong)
+            kinds.update(re.sub(r".*\}: [\d.]*|: .*", "", fault).strip() for fault in wrong)
+            print("".join(f"{fault}\n" for fault in wrong[:3]), end="", flush=True)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(jobs)} figures in {minutes:.0f} minutes, {n_faulty} with faults: {dict(kinds) or 'none'}")
     return bool(kinds)
 
 
