@@ -785,7 +785,8 @@ def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[st
         except CellError as error:
             if error.path and not args.skip_bad_cells:
                 advice = "Repair or rerun that cell, or leave it out with --skip-bad-cells."
-                raise SweepError(f"{escaped(folder)}{os.sep}{error}\n{advice}") from None
+                problem = str(error).removeprefix(error.path.name)
+                raise SweepError(f"{escaped(error.path)}{problem}\n{advice}") from None
             left_out[str(error)].append(name)
             continue
         rollouts += of_cell
@@ -1769,7 +1770,8 @@ def draw_dose_lines(axes: Sequence[Axes], facets: Mapping[str, list[Panel]], loo
         ax.set(ylabel="share that never died", ylim=(-0.1, 1.1))
         ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
         ax.axhline(0.5, color=QUIET_COLOUR, linewidth=0.5, linestyle=":", zorder=1)
-    titles = ("KL against its target", "Survival, 95% interval", "Survival at equal KL")
+    has_bars = len(facets) <= len(FACET_MARKERS)
+    titles = ("KL against its target", f"Survival{', 95% interval' * has_bars}", "Survival at equal KL")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, loc="left", size=7, weight="bold", pad=4)
 
