@@ -18,11 +18,11 @@ def no_second_reading() -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Two cells of one alpha."""
+    """Two cells of three alphas, six rollouts each."""
     from sweeps import random_cell
 
-    for seed, name in enumerate(("a", "b")):
-        random_cell(tmp_path / "sweep" / name, seed, alphas=[1.0], method=name)
+    for draw, name in enumerate("ab"):
+        random_cell(tmp_path / "sweep" / name, draw)
     return tmp_path / "sweep"
 
 

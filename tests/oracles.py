@@ -111,7 +111,10 @@ def lives_of(
         longest = own_window if window is None else window
         curves, masses = by_alpha(trajectory["per_prompt_per_t_kl"]), by_alpha(measured[metric])
         lengths_key = "gen_lens_qa" if metric == "pmass" else metric.replace("pmass_", "gen_lens_")
-        lengths = by_alpha(measured.get(lengths_key, {a: [len(row) for row in kl] for a, kl in curves.items()}))
+        if lengths_key in measured:
+            lengths = by_alpha(measured[lengths_key])
+        else:
+            lengths = {a: [len(row) for row in kl] for a, kl in curves.items() if not alphas or a in alphas}
         for alpha in sorted(curves.keys() & masses.keys() & lengths.keys()):
             if alphas and alpha not in alphas:
                 continue

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def write_cell(
 
 
 def random_cell(
-    folder: Path, seed: int = 0, alphas: Sequence[float] = (0.0, 1.0, 2.0), n: int = 6, **calib: Any
+    folder: Path, draw: int = 0, alphas: Sequence[float] = (0.0, 1.0, 2.0), n: int = 6, **calib: Any
 ) -> Path:
-    """A cell of random rollouts: KL 0 at alpha 0, deaths and EOS elsewhere."""
-    rng = np.random.default_rng(seed)
+    """A cell of random rollouts, the same ones in each draw: KL 0 at alpha 0, deaths and EOS elsewhere."""
+    rng = np.random.default_rng(draw)
     kl, pmass, gen_len = {}, {}, {}
     for alpha in alphas:
         key = str(alpha)
@@ -63,13 +63,6 @@ def random_cell(
         kl[key] = [(alpha**2 * rng.gamma(2, 0.2, g)).tolist() for g in gen_len[key]]
         pmass[key] = np.clip(1 - (0.02 + 0.25 * abs(alpha)) * rng.random((n, len(FORKS))), 0, 1).tolist()
     return write_cell(folder, kl, pmass, gen_len, **calib)
-
-
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Change a JSON file's content in place."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content, indent=2))
 
 
 @dataclass(frozen=True)
@@ -95,10 +88,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
+def read(folder: Path | str, **flags: Any) -> ska.Sweep:
+    return ska.read(ska.Args(runs_root=folder, **flags))
+
+
 def drawn(folder: Path, **flags: Any) -> tuple[Figure, ska.Sweep]:
     """The figure of the sweep in the folder, not saved, and the sweep that it shows."""
-    sweep = ska.read(ska.Args(runs_root=folder, **flags))
+    sweep = read(folder, **flags)
     return ska.draw(sweep), sweep
+
+
+def noted(sweep: ska.Sweep, *parts: str) -> str:
+    """The one note of a sweep that holds all the parts, a single line."""
+    (note,) = [note for note in sweep.notes if all(part in note for part in parts)]
+    assert "\n" not in note
+    return note
 
 
 def table(folder: Path, k: int = 0) -> list[dict[str, str]]:

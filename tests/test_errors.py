@@ -10,7 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 import tyro
-from sweeps import SMALL, contents, edit, random_cell, run, table, write_cell
+from processes import shell
+from sweeps import SMALL, contents, noted, random_cell, read, run, table, write_cell
 
 import spaghetti_kl_alive as ska
 
@@ -18,14 +19,6 @@ KL, MASS, LENGTHS = "per_prompt_per_t_kl", "pmass_eval", "gen_lens_eval"
 RETRY_AFTER = ska.RETRY_AFTER  # the real one: the other tests do not wait
 NAN, INF, GONE = float("nan"), float("inf"), object()
 FILES = {KL: ska.TRAJECTORY_FILE} | dict.fromkeys(("model", "method", "target_kl", "window"), ska.CALIB_FILE)
-
-
-@pytest.fixture
-def sweep(tmp_path):
-    """Two cells of three alphas, six rollouts each."""
-    for seed, name in enumerate(("a", "b")):
-        random_cell(tmp_path / "sweep" / name, seed)
-    return tmp_path / "sweep"
 
 
 @pytest.fixture
@@ -65,17 +58,6 @@ def change(cell, key, value):
 def at(alpha, value):
     """A change of what stands at one alpha."""
     return lambda lists: {key: each for key, each in (lists | {alpha: value}).items() if each is not GONE}
-
-
-def read(root, **flags):
-    return ska.read(ska.Args(runs_root=root, **flags))
-
-
-def noted(sweep, *parts):
-    """The one note of a sweep that holds all the parts, a single line."""
-    (note,) = [note for note in sweep.notes if all(part in note for part in parts)]
-    assert "\n" not in note
-    return note
 
 
 def counts(sweep):
@@ -155,12 +137,11 @@ def test_an_alpha_that_one_list_lacks_is_left_out_and_listed(sweep, key):
 def test_what_is_no_cell_is_not_noted(sweep):
     plain = read(sweep)
     for name in ("_old", ".cache"):
-        random_cell(sweep / name, seed=5)
+        random_cell(sweep / name, 5)
     (sweep / "log.txt").write_text("")
     (sweep / "log").symlink_to("log.txt")
     (sweep / "plots").mkdir()
     (sweep / "plots" / "config.json").write_text("{}")
-    ska.write(read(sweep, out=sweep / "figures", alphas=(1,), dpi=20, survival=False))
     held = read(sweep, out=sweep.parent / "elsewhere")
     assert (names(held), held.notes) == (["a", "b"], plain.notes)
 
@@ -310,6 +291,8 @@ def test_a_filter_looks_in_folder_names_and_models_and_what_it_leaves_out_may_be
         held = read(sweep, model_contains=text)
         assert names(held) == matching
         assert any(repr(text) in note for note in held.notes) == (len(matching) == 1)
+    noted(read(sweep), "2 models pooled: org/m, org/other (--rows model ")
+    assert "pooled" not in str(read(sweep, rows="model").notes)
     (sweep / "b" / ska.TRAJECTORY_FILE).write_text("")
     noted(read(sweep, model_contains="org/m"), "Left out `b`: ", "'org/m'")
 
@@ -321,14 +304,16 @@ def test_files_in_any_unicode_encoding_are_read(sweep, encoding):
         path.write_text(path.read_text().replace("mean_diff", "Méthode"), encoding=encoding)
     held = read(sweep)
     assert counts(held) == [12, 12, 12]
-    assert {cell.method for cell in held.cells} == {"Méthode", "mean_diff"}
+    noted(held, "2 methods pooled: Méthode, mean_diff (--rows method ")
 
 
 def test_lengths_belong_to_the_metric_and_are_those_of_the_kl_where_there_are_none(tmp_path):
     # pmass may be above one by what single precision leaves
-    folder = write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 50]}, {"1": [[1.000001, 1, 1]]}, {"1": [30]})
-    more = {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}
-    edit(folder / ska.PMASS_FILE, lambda c: c.update(pmass=c[MASS], pmass_x=c[MASS], pmass_y=c[MASS], **more))
+    masses = {"1": [[1.000001, 1, 1]]}
+    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 50]}, masses, {"1": [30]})
+    of_others = dict.fromkeys(("pmass", "pmass_x", "pmass_y"), masses)
+    for key, value in (of_others | {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}).items():
+        change(tmp_path / "r" / "a", key, value)
     for metric, length in (("pmass_eval", 30), ("pmass", 7), ("pmass_x", 9), ("pmass_y", 40)):
         assert [len(r.kl) for r in read(tmp_path / "r", metric=metric).rollouts] == [length]
 
@@ -365,16 +350,18 @@ def test_an_alpha_found_nowhere_gets_a_warning_and_a_panel_or_is_an_error(sweep,
 def test_alphas_are_matched_as_numbers_in_numeric_order_and_but_for_rounding(tmp_path):
     rounded = 0.1 + 0.2
     random_cell(tmp_path / "r" / "a", alphas=[10.0, -1.0, rounded, -0.0])
-    random_cell(tmp_path / "r" / "b", seed=1, alphas=[0.0, 0.3])
-    within = random_cell(tmp_path / "r" / "c", seed=2, alphas=[0.3])  # its files disagree
+    random_cell(tmp_path / "r" / "b", 1, alphas=[0.0, 0.3, 0.3000001])
+    within = random_cell(tmp_path / "r" / "c", 2, alphas=[0.3])  # its files disagree
     change(within, MASS, lambda lists: {str(rounded): lists["0.3"]})
-    expected = {"-1": 6, "0": 12, "0.3": 18, "10": 6}
+    expected = {"-1": 6, "0": 12, "0.3": 18, "0.3000001": 6, "10": 6}
     for alphas in ((), (10, rounded), (-1, 0.3, -0.0), (0.3, rounded)):
         held = read(tmp_path / "r", alphas=alphas)
         shown = {panel.alpha_text: panel.n for panel in held.panels}
         assert list(shown.items()) == [(a, n) for a, n in expected.items() if not alphas or float(a) in {*alphas, 0.3}]
         assert "in no cell" not in str(held.notes)
         assert {line.split(",")[2] for line in ska.rollouts_csv(held).splitlines()[1:]} == shown.keys()
+        (tmp_path / ska.SUMMARY_FILE).write_text(ska.summary_text(held), encoding="utf-8")
+        assert {row["alpha"]: int(row["n"]) for row in table(tmp_path, 1)} == shown
 
 
 @pytest.mark.filterwarnings("error")
@@ -455,13 +442,13 @@ def test_a_figure_larger_than_its_format_can_hold_says_what_makes_it_smaller(tmp
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tmp_path, sweep, out, monkeypatch):
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "tyro.py").write_text("raise ModuleNotFoundError(name='tyro')\n")
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "fake")}
-    result = subprocess.run([sys.executable, ska.__file__, "--help"], capture_output=True, text=True, env=env)
+    result = shell("--help", env=os.environ | {"PYTHONPATH": str(tmp_path / "fake")})
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"ERROR: the package tyro is missing\nInstall it: {sys.executable} -m pip install tyro\n"
-    monkeypatch.setitem(sys.modules, "seaborn", None)
+    monkeypatch.setitem(sys.modules, "seaborn", None)  # importing it is an error
     error = refused(out, 1, "--runs-root", sweep, "--palette", "Set2")
     assert "--palette" in error and f"{sys.executable} -m pip install seaborn" in error
+    assert run("--runs-root", sweep, "--out", out, *SMALL).status == 0  # only a palette needs it
 
 
 def test_an_out_that_cannot_be_used_is_named_before_anything_is_read_or_drawn(sweep, tmp_path, monkeypatch):
@@ -504,46 +491,6 @@ def test_a_run_touches_nothing_of_the_users_and_warns_of_its_notes_and_of_stale_
     stale = {note.split(" is left over")[0] for note in warned if "earlier run" in note}
     assert stale == {f"{out / name}" for name in figures - written}
     assert "INFO: 1 cell, 18 rollouts: a\n" in result.err
-
-
-def test_what_is_unusual_is_counted_by_panel_and_named_with_its_row(tmp_path):
-    ones, alive = [0.5, *[1.0] * 39], [1, 1, 1]
-    kl = {
-        **dict.fromkeys("045", [ones] * 3),
-        "1": [[0.5, NAN, -INF, *[1.0] * 37], [None] * 60],  # null is NaN
-        "2": [[0.5, INF, 1e6, 1.01e6, *[1.0] * 36], ones],
-        "3": [[0.5, -3.0, -1e-6, *[1.0] * 37], ones],
-        "6": [ones[:12]] * 4,
-        "7": [ones, ones[:9]],
-    }
-    pmass = {alpha: [alive] * len(rows) for alpha, rows in kl.items()} | {
-        "0": [[1, 0.1, 0.1], alive, [1, 1, 0.1]],
-        "4": [[NAN] * 3, [NAN, None, 1], [None] * 3],
-        "5": [[1, 0.1, 1], [0.1, 0.1, 0.9], [0.1, 0.9, 0.1]],
-        "6": [[1, 1, 0.1], [1, 1, 0.1], [1, 0.1, 0.1], alive],
-    }
-    lengths = {alpha: [40] * len(rows) for alpha, rows in kl.items()} | {"6": [40, 12, 40, 30], "7": [40, 9]}
-    write_cell(tmp_path / "pca", kl, pmass, lengths, method="pca")
-    write_cell(tmp_path / "mean", {a: [ones] for a in kl}, {a: [alive] for a in kl}, model="org/x", method="mean")
-    expected = {
-        "Deaths at alpha 0: the probe fails": "0: 2",
-        "KL is NaN, a gap": "1: 42",
-        "infinite or above 1e+06 nats, a gap": "2: 2",
-        "negative KL": "3: 1",
-        "never measured": "4: 2",
-        "back above the threshold": "5: 2 of 3",
-        "KL records that end before their rollout": "6: 3",
-        "only after the last observed token": "6: 2",
-        "shorter than --roll 10, not smoothed": "7: 1",
-    }
-    held, pooled = (read(tmp_path, roll=10, rows=rows) for rows in ("method", None))
-    for said, count in expected.items():
-        assert f"(pca at alpha {count})" in noted(held, said)
-        assert f"(alpha {count})" in noted(pooled, said)
-    assert len(held.notes) == len(expected)  # of the other row there is nothing to say
-    noted(pooled, "2 models pooled: org/m, org/x (--rows model ")
-    noted(pooled, "2 methods pooled: mean, pca (--rows method ")
-    assert "--roll" not in str(read(tmp_path, roll=9).notes + read(tmp_path, roll=10, edges="shrink").notes)
 
 
 def test_a_rollout_of_another_model_prompt_or_length_is_no_copy(tmp_path):

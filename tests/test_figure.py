@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from oracles import beta_product, lifelines_survival, lives_of, percentile
 from PIL import Image
-from sweeps import FORKS, drawn, edit, random_cell, write_cell
+from sweeps import FORKS, drawn, random_cell, read, write_cell
 
 import spaghetti_kl_alive as ska
 
@@ -295,10 +295,11 @@ def test_kl_is_compared_with_its_target_in_bold_only_where_it_is_clearly_over(tm
         "clearly_over": (0.5, 2.0, [8] * 8, "KL 2 > 1", "bold"),
         "infinite": (0.5, math.inf, [8] * 8, "KL ∞ > 1", "bold"),
         "clearly_under": (0.5, 2.0, [1] * 8, "KL 0.5 < 1", "normal"),
-        "close": (0.9, 1.1, uneven, "KL 1.1 ≈ 1", "normal"),
+        "close": (0.9, 1.123, uneven, "KL 1.1 ≈ 1", "normal"),
         "far_above": (0.5, 3.0, uneven, "KL 3 > 1", "normal"),
         "far_below": (0.5, 3.0, [0, 5, 1, 2, 0, 5, 1, 1], "KL 0.5 < 1", "normal"),
-        "two_prompts": (0.5, 2.0, [8] * 2, "KL 2 > 1", "normal"),
+        "two_prompts": (0.5, 2.0, [3] * 2, "KL 2 > 1", "normal"),
+        "not_more_than_5_percent": (0.5, 2.0, [2] * 2, "KL 0.57 < 1", "normal"),
         "no_number": (NAN, NAN, [8] * 8, "KL not measured", "normal"),
     }
     for name, (low, high, counts, *_) in cases.items():
@@ -317,7 +318,7 @@ def test_the_page_says_which_model_what_is_drawn_and_how(tmp_path):
     assert plain.endswith("mean_diff · window 40 tokens · mean of 5 tokens, ends padded · alive while pmass_eval ≥ 0.8")
     shrunk = header(drawn(tmp_path, roll=5, edges="shrink", window=30, palette="deep")[0])
     assert "window 30 tokens · mean of 5 tokens, fewer at the ends" in shrunk and "orange" not in shrunk
-    random_cell(tmp_path / "b", seed=3, alphas=[1.0], method="pca", model="org/other")
+    random_cell(tmp_path / "b", 3, alphas=[1.0], method="pca", model="org/other")
     pooled, by_method = header(drawn(tmp_path)[0]), header(drawn(tmp_path, rows="method", roll=1)[0])
     assert "2 models pooled: the-model, other · 2 methods pooled: mean_diff, pca" in pooled
     assert "mean_diff" not in by_method and "models pooled: the-model, other" in by_method
@@ -420,8 +421,8 @@ def test_rows_give_each_value_its_own_panels_every_alpha_a_column_and_say_which_
     about = {"a": ("mean_diff", "org/l", 2), "b": ("pca|x$y$", "org/m", 10), "c": ("mean_diff", "org/m", 10)}
     about["d"] = ("mean_diff", "org/m", 11)  # a copy of c
     for k, (name, (method, model, seed)) in enumerate(about.items()):
-        random_cell(tmp_path / name, min(k, 2), [0.0, 1.0 if k else 2.0], n=4, method=method, model=model)
-        edit(tmp_path / name / "calib.json", lambda calib, seed=seed: calib.update(seed=seed))
+        alphas = [0.0, 1.0 if k else 2.0]
+        random_cell(tmp_path / name, min(k, 2), alphas, n=4, method=method, model=model, seed=seed)
     of_method, of_model = {"mean_diff": "ac", "pca|x$y$": "b"}, {"l": "a", "m": "bc"}
     of_seed = {"seed 2": "a", "seed 10": "bc", "seed 11: some of the rollouts of seed 10 again": "d"}
     of_cell = {"a": "a", "b": "b", "c": "c", "d: the rollouts of c again": "d"}
@@ -497,7 +498,7 @@ def test_the_overview_shows_the_kl_and_the_share_alive_of_each_panel(tmp_path):
             kl |= {"2": [[0.0] * 40] * 6, "3": [[math.inf] * 40] * 6}  # neither has a place on a logarithmic axis
         pmass = {a: (1 - rng.random((6, 3)) * (0.1 + 0.08 * abs(float(a)))).tolist() for a in kl}
         write_cell(tmp_path / name, kl, pmass, method=f"method {name}", target_kl=0.7)
-    figure = ska.draw_dose(ska.read(ska.Args(tmp_path, rows="method")))
+    figure = ska.draw_dose(read(tmp_path, rows="method"))
     by_alpha, alive, by_kl = figure.axes
     assert legend(figure)[:2] == ["method a", "method b"]
     for name, handle in zip("ab", figure.legends[0].legend_handles, strict=False):
@@ -603,24 +604,12 @@ def written(sweep):
     return {path.name: path.read_bytes() for path in ska.write(sweep)}
 
 
-def test_a_users_matplotlibrc_changes_no_byte_and_is_left_as_it_was(tmp_path, monkeypatch):
-    random_cell(tmp_path / "a", alphas=[1.0, 1.00000001], n=3)  # titles so wide that they set the page's width
-    sweep = ska.read(ska.Args(tmp_path, out=tmp_path / "o", formats=("png", "pdf", "svg"), dpi=20))
-    plain = written(sweep)
-    with matplotlib.rc_context(HOSTILE):
-        before = {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
-        hostile = written(sweep)
-        monkeypatch.setattr(ska, "draw_panel", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            ska.draw(sweep)
-        assert {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams} == before
-    assert len(plain) == 8 and [name for name in plain if plain[name] != hostile[name]] == []
-
-
-def test_two_threads_write_the_bytes_that_each_alone_writes(small, tmp_path, monkeypatch):
-    random_cell(tmp_path / "two", seed=9, alphas=[1.0, 2.0], model="org/other")
-    roots = (small[2], tmp_path / "two")
-    one, two = (ska.read(ska.Args(root, out=tmp_path / f"{root.name}_out", dpi=50, alphas=(1, 2))) for root in roots)
+def test_neither_another_thread_nor_a_users_matplotlibrc_changes_a_byte_and_that_is_left_as_it_was(
+    small, tmp_path, monkeypatch
+):
+    random_cell(tmp_path / "two", 9, [1.0, 1.00000001], n=3)  # titles so wide that they set the page's width
+    one = read(small[2], out=tmp_path / "one_out", dpi=20, alphas=(1, 2))
+    two = read(tmp_path / "two", out=tmp_path / "two_out", dpi=20, formats=ska.FIGURE_FORMATS)
     alone, draw_panel = [written(one), written(two)], ska.draw_panel
     first_draws, second_draws, first_done = threading.Event(), threading.Event(), threading.Event()
 
@@ -630,11 +619,17 @@ def test_two_threads_write_the_bytes_that_each_alone_writes(small, tmp_path, mon
         draw_panel(ax, panel, *rest)
 
     monkeypatch.setattr(ska, "draw_panel", slow_draw_panel)
-    with matplotlib.rc_context({"font.size": 15, "axes.grid": True, "lines.linewidth": 4}):
+    with matplotlib.rc_context(HOSTILE):
+        before = {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(written, one)
             first.add_done_callback(lambda _: first_done.set())
             first_draws.wait(5)
             second = pool.submit(written, two)
-        assert matplotlib.rcParams["font.size"] == 15
-    assert [first.result(), second.result()] == alone
+        monkeypatch.setattr(ska, "draw_panel", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ska.draw(one)
+        assert {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams} == before
+    assert [len(plain) for plain in alone] == [4, 8]
+    for plain, hostile in zip(alone, (first.result(), second.result()), strict=True):
+        assert [name for name in plain if plain[name] != hostile[name]] == []

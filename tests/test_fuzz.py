@@ -18,7 +18,7 @@ from zlib import crc32
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import Life, lives_of, panels_of
-from sweeps import random_cell, run, table, write_cell
+from sweeps import random_cell, read, run, table, write_cell
 
 import spaghetti_kl_alive as ska
 
@@ -171,7 +171,7 @@ def test_an_odd_or_mutated_sweep_ends_in_one_of_three_ways_and_prints_no_nan(dat
         flags = data.draw(st.sampled_from(FLAGS))
         chance = crc32(b"".join(path.read_bytes() for path in sorted(root.glob("*/*.json")) if path.is_file()))
         try:
-            sweep = ska.read(ska.Args(runs_root=root, out=out, dpi=20, **flags))
+            sweep = read(root, out=out, dpi=20, **flags)
         except ska.SweepError as error:
             assert n_changes or "metric" in flags or "alphas" in flags
             text, starts = str(error), (f"{root}: ", f"{root}{os.sep}", "the cells have no window in common")

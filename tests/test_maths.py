@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import beta_product, jackknife, lifelines_survival, lives_of, percentile, smoothed
-from sweeps import write_cell
+from sweeps import read, write_cell
 
 import spaghetti_kl_alive as ska
 
 LEVELS = [0.0, 0.5, 0.79, 0.8, 0.81, 1.0, math.nan]  # pmass, on a grid that holds the threshold itself
 KL = st.lists(st.one_of(st.floats(0, 20), st.sampled_from([math.nan, math.inf, -math.inf])), max_size=60)
 EDGES = ("pad", "shrink")
-
-
-def read_sweep(folder: Path, **flags: object) -> ska.Sweep:
-    return ska.read(ska.Args(runs_root=folder, **flags))
 
 
 @given(
@@ -34,33 +29,6 @@ def test_alive_mask_is_the_double_loop_over_tokens_and_forks(measured, threshold
     forks = np.array([s for s, _ in measured], dtype=int)
     pmass = np.array([mass for _, mass in measured], dtype=float)
     assert ska.alive_mask(pmass, forks, threshold, n_tokens).tolist() == expected
-
-
-@settings(max_examples=60)
-@given(
-    rows=st.lists(
-        st.tuples(st.integers(0, 50), st.integers(0, 50), st.tuples(*4 * [st.sampled_from(LEVELS)])),
-        min_size=1,
-        max_size=8,
-    ),
-    threshold=st.sampled_from([0.5, 0.8, 1.0]),
-    window=st.integers(1, 50),
-)
-@example([(9, 10, (1, 1, 1, 1)), (10, 10, (1, 0, 1, 1)), (9, 10, (1, 0, 1, 1)), (50, 50, (1, 1, 1, 1))], 0.8, 50)
-@example([(39, 40, (1, 1, 0, 1)), (40, 40, (1, 1, 0, 1)), (41, 50, (1, 1, 1, 0)), (50, 45, (1, 1, 1, 0))], 0.8, 40)
-@example([(50, 50, (1, 0.5, 0.9, 0.7)), (50, 50, (0.5, 0.9, 0.7, 0.8)), (49, 49, (1, 0.5, 0.8, 1))], 0.8, 50)
-@example([(0, 0, (0.5, 1, 1, 1)), (40, 40, (1, 1, 1, math.nan)), (20, 20, 4 * (math.nan,))], 0.8, 50)
-def test_every_rollout_ends_as_the_loop_over_its_forks_says(tmp_path_factory, rows, threshold, window):
-    """Recorded tokens, generated tokens and pmass of each rollout, also where the record is short of the rollout."""
-    folder = tmp_path_factory.mktemp("ends")
-    kl = {"1.0": [length * [0.1] for length, _, _ in rows]}
-    pmass = {"1.0": [mass for _, _, mass in rows]}
-    write_cell(folder / "cell", kl, pmass, {"1.0": [g for _, g, _ in rows]}, [0, 10, 40, 50], window=window)
-    sweep, lives = read_sweep(folder, threshold=threshold), lives_of(folder, threshold=threshold)
-    for rollout, life in zip(sweep.rollouts, lives, strict=True):
-        assert rollout.fate == (life.end, life.death, life.recovered, life.followed_to)
-        assert (len(rollout.kl), rollout.record_cut, rollout.eos) == (life.n_tokens, life.record_cut, life.eos)
-        assert rollout.lowest_pmass == pytest.approx(life.lowest_pmass, nan_ok=True)
 
 
 # ------------------------------------------------------------------------- the line and its scale
@@ -110,7 +78,7 @@ def test_scale_is_the_95th_percentile_of_the_head_and_the_line_is_in_its_units_t
     flags = {"roll": 5, "calib_tokens": calib_tokens} | flags
     folder = tmp_path_factory.mktemp("scale")
     write_cell(folder / "cell", {alpha: [kl + padding]}, {alpha: [[1.0, 1.0, 1.0]]}, {alpha: [len(kl)]}, window=window)
-    (rollout,), (life,) = read_sweep(folder, **flags).rollouts, lives_of(folder, **flags)
+    (rollout,), (life,) = read(folder, **flags).rollouts, lives_of(folder, **flags)
     assert rollout.scale == pytest.approx(life.scale, rel=1e-9, nan_ok=True)
     np.testing.assert_allclose(rollout.line, life.line, rtol=1e-6)
 
@@ -119,7 +87,7 @@ def test_scale_is_the_95th_percentile_of_the_head_and_the_line_is_in_its_units_t
 def test_a_scale_of_at_most_1e_8_nats_is_none_and_neither_is_the_line_in_its_units(tmp_path, kl, has_one):
     rows = [20 * [kl], 20 * [math.nan], [math.nan] + 19 * [kl]]
     write_cell(tmp_path / "cell", {"1.0": rows}, {"1.0": 3 * [[1.0, 1.0, 1.0]]})
-    (normalised,), (in_nats,) = (read_sweep(tmp_path, roll=1, normalize_kl=by).panels for by in (True, False))
+    (normalised,), (in_nats,) = (read(tmp_path, roll=1, normalize_kl=by).panels for by in (True, False))
     assert normalised.rollouts[0].scale == (kl if has_one else pytest.approx(math.nan, nan_ok=True))
     assert [r.prompt_index for r in normalised.with_line] == ([0, 2] if has_one else [])
     assert [r.prompt_index for r in in_nats.with_line] == [0, 2]
@@ -128,7 +96,7 @@ def test_a_scale_of_at_most_1e_8_nats_is_none_and_neither_is_the_line_in_its_uni
 def test_kl_beyond_a_million_nats_is_infinite_and_a_gap_in_the_line(tmp_path):
     kl = [1.0, 1e6, 1.00001e6, math.inf, -1.00001e6, -1e6, 1.0]
     write_cell(tmp_path / "cell", {"1.0": [kl]}, {"1.0": [[1.0, 1.0, 1.0]]})
-    (rollout,) = read_sweep(tmp_path, roll=1, normalize_kl=False).rollouts
+    (rollout,) = read(tmp_path, roll=1, normalize_kl=False).rollouts
     np.testing.assert_array_equal(rollout.kl, [1, 1e6, math.inf, math.inf, math.nan, -1e6, 1])
     np.testing.assert_array_equal(rollout.line, [1, 1e6, math.nan, math.nan, math.nan, -1e6, 1])
 

@@ -12,7 +12,6 @@ time, the peak memory, and the ratios to the script's own.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -44,26 +43,20 @@ for name, size, shape in (("spaghetti", (6.8, 4.5), (2, int(sys.argv[3]))), ("do
 
 
 def write_sweep(root: Path, cells: int, alphas: Sequence[float], rollouts: int, tokens: int) -> None:
-    """A sweep in the on-disk format of real ones: json.dumps with indent=2."""
+    """A sweep in the on-disk format of real ones."""
+    sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
+    from sweeps import write_cell  # here: the process that starts the programs is to stay small
+
     rng = np.random.default_rng(0)
     forks = sorted({0, *(round(float(s)) for s in np.geomspace(1, tokens, FORKS - 1))})
-    about = {"c_star": 2.0, "target_kl": 1.0, "window": tokens, "model": "org/m", "layer": 9}
     for c in range(cells):
-        cell = root / f"cell_{c}"
-        cell.mkdir(parents=True)
         kl, pmass, lengths = {}, {}, {}
         for alpha in alphas:
             shape = np.r_[5.0, np.ones(tokens - 1)] * (0.02 + alpha**2)
             kl[str(alpha)] = (rng.gamma(0.5, 0.5, (rollouts, tokens)) * shape).tolist()
             pmass[str(alpha)] = (1 - 0.15 * alpha * rng.random((rollouts, len(forks)))).tolist()
             lengths[str(alpha)] = np.where(rng.random(rollouts) < 0.2, tokens // 2, tokens).tolist()
-        files = {
-            "calib": about | {"method": f"m{c % 3}", "seed": c},
-            "trajectory": {"per_prompt_per_t_kl": kl},
-            "pmass": {"fork_points": forks, "pmass_eval": pmass, "gen_lens_eval": lengths, "computed": True},
-        }
-        for name, content in files.items():
-            (cell / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+        write_cell(root / f"cell_{c}", kl, pmass, lengths, forks, window=tokens, method=f"m{c % 3}", seed=c)
 
 
 def measured(argv: Sequence[object]) -> tuple[float, float]:

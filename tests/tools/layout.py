@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-from sweeps import write_cell
+from sweeps import read, write_cell
 
 import spaghetti_kl_alive as ska
 
@@ -77,7 +77,7 @@ def sweep_of(
                 pmass[str(alpha)] = rng.choice([1.0, 0.95, 0.5 if alpha else 1.0], (n, 4), p=[0.5, 0.3, 0.2]).tolist()
             about = {"method": facet or "pca", "model": facet or "org/m", "window": window}
             write_cell(Path(folder) / f"cell {k}", kl, pmass, gen_len, (0, 12, 35, window), **about)
-        return ska.read(ska.Args(folder, **flags))
+        return read(folder, **flags)
 
 
 def words(ax: Axes) -> list[str]:
