@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -423,6 +424,9 @@ def test_rows_give_each_value_its_own_panels_every_alpha_a_column_and_say_which_
     for k, (name, (method, model, seed)) in enumerate(about.items()):
         alphas = [0.0, 1.0 if k else 2.0]
         random_cell(tmp_path / name, min(k, 2), alphas, n=4, method=method, model=model, seed=seed)
+    random_cell(tmp_path / "e", 0, [0.0], n=4, method="zero", model="org/l")  # only the control that mean_diff has, too
+    assert over_rows(drawn(tmp_path, rows="method", survival=False)[0]) == ["mean_diff", "pca|x$y$", "zero"]
+    shutil.rmtree(tmp_path / "e")
     of_method, of_model = {"mean_diff": "ac", "pca|x$y$": "b"}, {"l": "a", "m": "bc"}
     of_seed = {"seed 2": "a", "seed 10": "bc", "seed 11: some of the rollouts of seed 10 again": "d"}
     of_cell = {"a": "a", "b": "b", "c": "c", "d: the rollouts of c again": "d"}
@@ -524,6 +528,13 @@ def test_the_overview_shows_the_kl_and_the_share_alive_of_each_panel(tmp_path):
     np.testing.assert_allclose(targets[:, 1], 0.7 * targets[:, 0] ** 2)
     assert {-2, -1, 1, 4} <= {*np.round(targets[:, 0], 9)} and np.abs(targets[:, 0]).min() > 0.99
     assert (by_alpha.get_yscale(), by_kl.get_xscale()) == ("log", "log")
+    assert header(figure) == "m: how much steering before it breaks, by method"
+    for ax in (by_alpha, alive):
+        assert -3 < ax.get_xlim()[0] < -2 and 4 < ax.get_xlim()[1] < 5
+    for ax in (alive, by_kl):
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "0.5", "1"]
+    for axis in (by_alpha.yaxis, by_kl.xaxis):
+        assert 2 <= len(axis.get_majorticklocs()) <= 4 and len(axis.get_minorticklocs()) == 0
 
 
 def test_rows_differ_in_the_overview_and_of_many_all_are_thin_and_grey():
