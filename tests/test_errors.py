@@ -101,6 +101,7 @@ LEFT_OUT = [  # the keys that are changed, to what, or the file that is missing,
     ({"computed": False, "pmass_eval": {}, "window": 9}, "pmass was not measured"),
     ({KL: {}, MASS: {}, LENGTHS: {}}, "no rollouts"),
     ({KL: {"1.0": []}, MASS: {"1.0": []}, LENGTHS: GONE}, "no rollouts"),
+    ({MASS: at("1.0", [])}, "pmass_eval was not measured"),
     ({"pmass": {"1.0": [[1]]}, MASS: at("1.0", [])}, "pmass_eval was not measured; pmass was"),
     ({"pmass": {"1.0": [[1]]}, "pmass_x": {"1.0": []}, MASS: GONE}, "pmass.json has no pmass_eval; it has pmass"),
 ]

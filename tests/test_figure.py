@@ -176,11 +176,12 @@ def test_the_median_is_dotted_where_fewer_than_half_of_the_lines_run(tmp_path):
         "1": [[1.0] * 10, [2.0] * 10, [3.0] * 6, [4.0] * 4, [5.0] * 6],
         "2": [[1.0] * 6, [1.0] * 6, [1.0] * 3, [1.0] * 3, [NAN] * 6, [NAN] * 6, [NAN] * 6],  # three have no line
         "3": [[1.0] * 6, [2.0] * 6, [NAN] * 6],
+        "4": [[1.0] * 6, [2.0] * 6, [4.0] * 6],
     }
-    falls, half, two = kl_axes(picture(tmp_path, kl, calib={"window": 10}, **NATS, survival=False))
+    falls, half, two, three = kl_axes(picture(tmp_path, kl, calib={"window": 10}, **NATS, survival=False))
     assert medians(falls) == {"-": [3] * 4 + [2.5] * 2 + [-1] * 4, ":": [-1] * 6 + [1.5] * 4}
     assert medians(half) == {"-": [1] * 6, ":": [-1] * 6}  # half of them is not fewer than half
-    assert medians(two) == {}  # fewer than three lines
+    assert medians(two) == {} and medians(three)["-"] == [2] * 6  # fewer than three lines have none
 
 
 @pytest.mark.parametrize("log", [False, True])
