@@ -425,7 +425,7 @@ def test_words_that_a_flag_does_not_take_are_wrong_use_and_commas_get_the_right_
 
 LARGE = [
     (("--dpi", 2400), ("65535 pixels", "--alphas", "--ncols", "--dpi"), "--model-contains"),
-    (("--dpi", 2400, "--rows", "cell"), ("65535 pixels", "--alphas", "--model-contains", "--dpi"), "--ncols"),
+    (("--dpi", 500, "--rows", "cell"), ("65535 pixels", "--alphas", "--model-contains", "--dpi"), "--ncols"),
     (("--formats", "pdf", "--ncols", 1), ("200 inches", "--alphas", "--ncols"), "--dpi"),
 ]
 

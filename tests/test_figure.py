@@ -210,6 +210,7 @@ def test_a_reference_above_the_axis_is_written_and_not_drawn(tmp_path):
         figure = picture(tmp_path, {"1": kl}, calib={"window": 1000, "target_kl": 50.0}, **flags)
         assert [text for text in words(figure.axes[0]) if "off-scale" in text] == said
         assert dashed(figure.axes[0]) == levels and faults_of(figure) == []
+        assert ("target: α² · 50 nats" in legend(figure)) == ("normalize_kl" in flags)
 
 
 def test_the_kl_axis_ends_above_the_99th_percentile_of_the_steered_values_in_all_panels(tmp_path):
@@ -536,6 +537,19 @@ def test_the_overview_shows_the_kl_and_the_share_alive_of_each_panel(tmp_path):
         assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "0.5", "1"]
     for axis in (by_alpha.yaxis, by_kl.xaxis):
         assert 2 <= len(axis.get_majorticklocs()) <= 4 and len(axis.get_minorticklocs()) == 0
+
+
+def test_intervals_in_the_overview_stand_on_their_points_side_by_side():
+    figure = ska.draw_dose(sweep_of((-2.0, 1.0, 4.0), 8, 100, facets="abc", rows="method"))
+    figure.draw_without_rendering()
+    alive, at_one, shifts = figure.axes[1], (1.0, 0.5), []
+    for handle in figure.legends[0].legend_handles[:3]:
+        lines = [line for line in alive.lines if line.get_color() == handle.get_color() and line.get_marker() != "None"]
+        bars = [bar for bar in alive.collections if to_hex(bar.get_edgecolor()[0]) == to_hex(handle.get_color())]
+        places = [artist.get_transform().transform(at_one)[0] for artist in [*lines, *bars]]
+        assert len(lines) == len(bars) == 2 and np.ptp(places) < 0.01
+        shifts.append((places[0] - alive.transData.transform(at_one)[0]) / figure.dpi)  # inches
+    assert shifts == pytest.approx([-shifts[2], 0, shifts[2]], abs=1e-6) and 0.02 < shifts[2] < 0.1
 
 
 def test_rows_differ_in_the_overview_and_of_many_all_are_thin_and_grey():

@@ -232,5 +232,7 @@ def test_vertices_are_all_there_up_to_the_limit_and_keep_every_extreme_beyond_it
         block = line[start : start + width]
         held = line[token[(token >= start) & (token < start + width)]]
         assert held.max() == block.max() and held.min() == block.min()
+    line[9_999] = 0.5  # the last one of a whole number of blocks, and no extreme
+    assert ska.decimated(100, line[:10_000])[-1].tolist() == [100 + 9_999, 0.5]
     line[1_000] = math.nan  # in a line with gaps, all
     np.testing.assert_array_equal(ska.decimated(0, line), np.stack([np.arange(len(line)), line], axis=1))
