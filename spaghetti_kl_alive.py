@@ -1777,13 +1777,14 @@ def draw_dose_lines(axes: Sequence[Axes], facets: Mapping[str, list[Panel]], loo
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Two to four round numbers on a logarithmic axis."""
+    """Two to four round numbers on a logarithmic axis; its middle where there is no round one."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.1)):
         ticks = [round(step * 10.0**k, 12) for k in decades for step in steps if low <= step * 10.0**k <= high]
         if len(ticks) >= 3:
             break
-    return ticks[:: -(-len(ticks) // 4)]
+    most = 4 if all(len(f"{tick:g}") <= 5 for tick in ticks) else 2  # as many as have room side by side
+    return ticks[:: -(-len(ticks) // most)] if ticks else [float(f"{math.sqrt(low * high):.4g}")]
 
 
 # -------------------------------------------------------------------------------------------- write

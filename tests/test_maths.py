@@ -236,3 +236,8 @@ def test_vertices_are_all_there_up_to_the_limit_and_keep_every_extreme_beyond_it
     assert ska.decimated(100, line[:10_000])[-1].tolist() == [100 + 9_999, 0.5]
     line[1_000] = math.nan  # in a line with gaps, all
     np.testing.assert_array_equal(ska.decimated(0, line), np.stack([np.arange(len(line)), line], axis=1))
+
+
+def test_a_log_axis_has_few_round_ticks_or_its_middle_where_there_is_no_round_number():
+    assert ska.log_ticks(0.5, 50) == [1, 3, 10, 30] and ska.log_ticks(1, 4) == [1, 1.5, 2, 3]
+    assert len(ska.log_ticks(0.00045, 0.00066)) == 2 and ska.log_ticks(1.021, 1.0213) == [1.021]
