@@ -961,7 +961,8 @@ def alive_mask(pmass: np.ndarray, forks: np.ndarray, threshold: float, n_tokens:
     """Whether the model could still answer, at each token.
 
     Dead at t if pmass (F,) was below the threshold at any fork (F,) s <= t; NaN is no measurement.
-    Returns bool (n_tokens,), true up to death and false from there on.
+    Returns bool (n_tokens,), true up to death and false from there on. For use from Python: the figures need only
+    the token of death, which is in a rollout's fate.
     """
     return np.arange(n_tokens) < forks[pmass < threshold].min(initial=n_tokens)
 
