@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gc
 import io
 import itertools
 import json
@@ -316,7 +317,6 @@ class Sweep:
     cells: list[Cell]  # those used
     rollouts: list[Rollout]  # all that were read, copies included
     panels: list[Panel]  # facet by facet, alphas ascending
-    repeated: list[str]  # facets left out, as all their steered rollouts stand in an earlier one
     notes: list[str]  # what was left out, and what is unusual
 
     @property
@@ -341,9 +341,8 @@ class Sweep:
         return arms
 
     @property
-    def has_dose(self) -> bool:
-        """Whether there are enough steered alphas for the overview."""
-        return len({panel.alpha for panel in self.panels if panel.alpha and panel.rollouts}) >= 2
+    def steered_alphas(self) -> list[float]:
+        return sorted({panel.alpha for panel in self.panels if panel.alpha and panel.rollouts})
 
     @property
     def one_token_share(self) -> float:
@@ -507,8 +506,9 @@ def load_trajectory(folder: Path, args: Args) -> dict[float, list[Array]]:
     with json_file(folder / TRAJECTORY_FILE) as content:
         for alpha, rows in by_alpha(content, "per_prompt_per_t_kl").items():
             if not args.requested_alphas or alpha in args.requested_alphas:
-                what = f"alpha {alpha:.6g}, rollout"
-                kl[alpha] = [number_array(row, f"{what} {i}") for i, row in enumerate(rows)]
+                kl[alpha] = [
+                    number_array(row, f"alpha {alpha:.6g}, rollout {i}") for i, row in enumerate(rows)
+                ]
     return kl
 
 
@@ -655,8 +655,8 @@ def read(args: Args) -> Sweep:
     repeated = [] if args.keep_duplicates else repeated_facets(rollouts, args)
     panels = make_panels([r for r in rollouts if r.cell.facet(args.rows) not in repeated], args)
     window = args.window or cells[0].window
-    sweep = Sweep(args, escaped(root.name), window, cells, rollouts, panels, repeated, [])
-    return replace(sweep, notes=notes_of(sweep, left_out))
+    sweep = Sweep(args, escaped(root.name), window, cells, rollouts, panels, [])
+    return replace(sweep, notes=notes_of(sweep, left_out, repeated))
 
 
 def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[str]]]:
@@ -680,16 +680,15 @@ def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[st
         else:
             rollouts += of_cell
             for alpha, reason in missing.items():
-                of_name = "" if reason == NOT_REQUESTED else f" of {name}"
-                left_out[reason].append(f"alpha {alpha:.6g}{of_name}")
-    deeper = deeper_cells(root, folders)
+                left_out[reason].append(
+                    f"alpha {alpha:.6g}" + ("" if reason == NOT_REQUESTED else f" of {name}")
+                )
+    for place, count in deeper_cells(root, folders).items():
+        left_out["one level too deep; give that folder as --runs-root"].append(f"{count} cells in {place}")
     if not rollouts:
         reasons = [f"{join_first(things)}: {reason}" for reason, things in left_out.items()]
         reasons = reasons or [f"no folder in it holds {', '.join(CELL_FILES)}"]
-        reasons += [f"there are cells in {join_first(deeper, 3)}"] if deeper else []
         raise SweepError(f"{escaped(root)}: nothing to draw, no cell can be used\n{'; '.join(reasons)}")
-    for place, count in deeper.items():
-        left_out["cells are looked for one level higher"].append(f"{count} in {place}")
     return rollouts, left_out
 
 
@@ -699,11 +698,9 @@ def cell_folders(root: Path) -> list[Path]:
         return [root]
     visible = [path for path in root.iterdir() if not path.name.startswith(("_", "."))]
     folders = [path for path in visible if not path.is_file()]
-    cells = []
-    for folder in folders:
-        is_closed = not os.access(folder, os.R_OK | os.X_OK)  # or a link to nothing
-        if is_closed or any(os.path.lexists(folder / name) for name in CELL_FILES):
-            cells.append(folder)
+    closed = {path for path in folders if not os.access(path, os.R_OK | os.X_OK)}  # or links to nothing
+    with_file = {path for path in folders if any(os.path.lexists(path / name) for name in CELL_FILES)}
+    cells = closed | with_file
     if len(cells) < len(folders):
         logger.info(f"{len(folders) - len(cells)} folders hold none of {', '.join(CELL_FILES)}: no cells")
     return sorted(cells, key=lambda folder: natural_order(folder.name))
@@ -711,12 +708,8 @@ def cell_folders(root: Path) -> list[Path]:
 
 def deeper_cells(root: Path, folders: Sequence[Path]) -> Counter[str]:
     """How many cells lie one level deeper than those in `folders`, by the folder that holds them."""
-    deeper = Counter[str]()
-    for path in sorted([*root.glob(f"*/{CALIB_FILE}"), *root.glob(f"*/*/{CALIB_FILE}")]):
-        is_hidden = any(part.startswith(("_", ".")) for part in path.relative_to(root).parts)
-        if not is_hidden and path.parent not in folders:
-            deeper[escaped(path.parent.parent)] += 1
-    return deeper
+    found = [*root.glob(f"[!_.]*/{CALIB_FILE}"), *root.glob(f"[!_.]*/[!_.]*/{CALIB_FILE}")]
+    return Counter(escaped(path.parent.parent) for path in sorted(found) if path.parent not in folders)
 
 
 def mark_copies(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -819,14 +812,14 @@ def kl_top(rollouts: Sequence[Rollout], args: Args) -> float:
 
 
 # ------------------------------------------------------------------------------- notes for the reader
-def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]]) -> list[str]:
+def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]], repeated: Sequence[str]) -> list[str]:
     """What was left out, what is pooled, and what in the data is unusual: one line each, with where it is."""
     args, where = sweep.args, pooled_in(sweep)
-    where[f"Rows that only repeat another {args.rows}, left out (see --keep-duplicates)"] += sweep.repeated
+    where[f"Rows that only repeat another {args.rows}, left out (see --keep-duplicates)"] += repeated
     copies = Counter(r.cell for r in sweep.rollouts if r.copy_of)
     counted = "" if args.keep_duplicates else ", counted once in a panel"
     where[f"Exact copies of rollouts in other cells{counted}"] += [
-        f"`{cell.name}`: {n}" for cell, n in copies.items() if cell.facet(args.rows) not in sweep.repeated
+        f"`{cell.name}`: {n}" for cell, n in copies.items() if cell.facet(args.rows) not in repeated
     ]
     held = {(r.alpha, r.cell.name) for r in sweep.rollouts}
     for alpha in sorted({panel.alpha for panel in sweep.panels}):
@@ -991,10 +984,9 @@ def median_line(rollouts: Sequence[Rollout]) -> tuple[Array, Array]:
 
 
 def first_deaths(arm: Sequence[Panel]) -> dict[Prompt, tuple[float, list[int]]]:
-    """Of each prompt that was measured in all panels, which ascend in size of alpha: two things.
+    """Of each prompt that was measured in all panels of the arm: two things.
 
-    The size of the alpha at which one of its rollouts first died, inf if none did; and how many of its
-    rollouts were measured, panel by panel.
+    The size of alpha at which one of its rollouts first died (inf: none did), and how many were measured.
     """
     counts = [Counter(r.prompt for r in panel.rollouts if r.is_measured) for panel in arm]
     first: dict[Prompt, float] = {}
@@ -1010,8 +1002,10 @@ def first_deaths(arm: Sequence[Panel]) -> dict[Prompt, tuple[float, list[int]]]:
 ALIVE_COLOUR, DEAD_COLOUR, INK = "#0067A5", "#E8890C", "#111111"
 QUIET_COLOUR, UNMEASURED_COLOUR, INTERVAL_COLOUR = "#5C6370", "#8A8F98", "#6B7178"
 FAINT = 0.3  # of a line's opacity, where padding made its value
+RECOVERED_OPACITY = 0.16  # of the area in the strip
 FACET_COLOURS = ("#111111", "#7B2D8E", "#45B08C", "#C2185B", "#6B4A2B", "#9A9A00", "#B0B0B0")
 FACET_MARKERS = "os^vDP"
+SAME_SHARE = 0.01  # closer than that, two marks would lie on each other
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
@@ -1028,8 +1022,7 @@ TICK_STYLE = {"labelsize": 6.5, "major.size": 2.5, "major.width": 0.6, "major.pa
 STYLE |= {f"{axis}tick.{key}": size for axis in "xy" for key, size in TICK_STYLE.items()}
 LEGEND_STYLE: dict[str, Any] = {"loc": "upper left", "frameon": False, "borderaxespad": 0, "borderpad": 0}
 LEGEND_STYLE |= {"labelspacing": 0.35, "columnspacing": 1.2, "handlelength": 1.8, "handletextpad": 0.5}
-TITLE_STYLE: dict[str, Any] = {"size": 8, "weight": "bold", "color": INK}
-STRONG_STYLE: dict[str, Any] = {"size": 7.2, "weight": "bold", "color": INK}
+BOLD_STYLE: dict[str, Any] = {"size": 7.6, "weight": "bold", "color": INK}
 QUIET_STYLE: dict[str, Any] = {"size": 6.2, "color": QUIET_COLOUR}
 TARGET_STYLE: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": (0, (4, 2))}
 SCALE_STYLE = TARGET_STYLE | {"color": QUIET_COLOUR, "linestyle": (0, (2, 2))}
@@ -1047,8 +1040,8 @@ MAX_ABREAST = 6  # panels side by side
 # lengths in inches on paper
 COLUMN_WIDTH, PAGE_WIDTH, PAGE_MARGIN, LEFT_MARGIN, COLUMN_GAP = 3.3, 6.8, 0.06, 0.53, 0.11
 TEXT_LINE = 0.145  # height of a line
-LETTER, LEGEND_LETTER, BOLD_LETTER = 0.048, 0.055, 0.067  # mean widths of a letter
-KL_HEIGHT, STRIP_GAP, STRIP_HEIGHT, TICKS_HEIGHT, LINE_GAP, DOSE_HEIGHT = 1.25, 0.07, 0.4, 0.22, 0.1, 1.75
+LETTER, LEGEND_LETTER, BOLD_LETTER = 0.05, 0.055, 0.066  # mean widths of a letter
+KL_HEIGHT, STRIP_GAP, STRIP_HEIGHT, TICKS_HEIGHT, LINE_GAP, DOSE_HEIGHT = 1.25, 0.07, 0.4, 0.2, 0.06, 1.75
 STYLE_LOCK = threading.RLock()  # matplotlib's rcParams belong to the process: one figure at a time
 
 
@@ -1095,13 +1088,13 @@ def panel_words(panel: Panel) -> list[tuple[str, str]]:
     """The words over a panel: strength and deaths; size, and what became of the rollouts."""
     n, n_unmeasured = panel.fates["n"], panel.n_unmeasured
     is_measured = n_unmeasured < n or n == 0
-    fates = {
+    counts = {
         "not measured": n_unmeasured * is_measured,
         "recovered": panel.fates["n_recovered"],
         "EOS": sum(r.eos for r in panel.rollouts),
         "cut": sum(r.is_cut for r in panel.rollouts),
     }
-    fate = next((f"{count} {what}" for what, count in fates.items() if count), "")
+    fate = next((f"{count} {what}" for what, count in counts.items() if count), "")
     died = f"{panel.fates['n_died']} died" if is_measured else "not measured"
     return [(f"α = {panel.alpha:.6g}", died), (f"n = {n}", fate)]
 
@@ -1116,13 +1109,12 @@ def empty_reason(panel: Panel) -> str:
         return "KL not measured"
     if panel.alpha == 0:
         largest = max(np.nanmax(r.kl, initial=0.0) for r in panel.rollouts)
-        return f"unsteered: KL at most\n{significant(largest, 2)} nats"
+        return f"unsteered:\nKL at most\n{significant(largest, 2)} nats"
     return "no scale"
 
 
 def subject(sweep: Sweep) -> str:
-    models = short_names(cell.model for cell in sweep.cells)
-    return next(iter(models.values())) if len(models) == 1 else f"{len(models)} models"
+    return join_first(short_names(cell.model for cell in sweep.cells).values(), 2)
 
 
 def smoothing_words(args: Args) -> str:
@@ -1136,11 +1128,11 @@ def page_words(sweep: Sweep) -> tuple[str, str]:
     args = sweep.args
     change = "orange" if args.palette is None else "recoloured"
     once = f"{change} once {args.metric} fell below {args.threshold:g}"
-    quiet = [f"window {sweep.window} tokens", smoothing_words(args)]
+    quiet = [f"{args.metric}: probability of true or false", smoothing_words(args)]
     if args.rows not in ("method", "cell"):
         methods = short_names(cell.method for cell in sweep.cells)
         pooled = f"{len(methods)} methods pooled: " if len(methods) > 1 else ""
-        quiet.insert(0, pooled + join_first(methods.values(), 4))
+        quiet.insert(1, pooled + join_first(methods.values(), 4))
     if any(panel.mostly_recovered for panel in sweep.panels):
         quiet.append("hollow box: most that died recovered")
     return f"{subject(sweep)}: KL(steered || base) per token, {once}", "; ".join(quiet)
@@ -1157,14 +1149,14 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
     drawn = [r for panel in panels for r in panel]
     alive_colour, dead_colour = palette_colours(args.palette)
     cross = DEATH_STYLE | {"color": dead_colour, "markeredgecolor": DEATH_STYLE["color"], "linewidth": 1.8}
-    one = f"1 = p95 of the first {args.calib_tokens} tokens"
+    one = f"1 = p95 of a line's first {args.calib_tokens} tokens"
     one += " (mostly the first)" if sweep.one_token_share > 0.5 else ""
     at_least = f"≥ {args.threshold:g}"
     handles: dict[str, Any] = {}
     if any(r.is_measured and r.death != 0 for r in drawn):
         handles[f"alive: {at_least} so far"] = Line2D([], [], color=alive_colour, linewidth=1.8)
     if any(r.death is not None for r in drawn):
-        handles[f"died (×): was < {args.threshold:g}"] = Line2D([], [], **cross)
+        handles[f"died (×): fell below {args.threshold:g}"] = Line2D([], [], **cross)
     if any(r.eos for r in drawn):
         handles["ended by itself (EOS)"] = Line2D([], [], linestyle="none", **EOS_STYLE)
     if max(map(len, panels)) >= 3:
@@ -1176,7 +1168,8 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
     if args.survival:
         interval = Patch(facecolor=INTERVAL_COLOUR, alpha=0.4)
         handles["share that never died (95% interval)"] = (interval, Line2D([], [], **SHARE_STYLE))
-        handles[f"share {at_least} at that token"] = Line2D([], [], **NOW_STYLE)
+        recovered = Patch(facecolor=dead_colour, alpha=RECOVERED_OPACITY)
+        handles[f"share {at_least} at that token"] = (recovered, Line2D([], [], **NOW_STYLE))
     return handles
 
 
@@ -1184,7 +1177,7 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
 def new_page(width: float, body: float, title: str, subtitle: str, handles: dict, args: Args) -> Figure:
     """A figure with a title, a quiet line and a legend above `body` inches of room. Lengths in inches."""
     room = width - 2 * PAGE_MARGIN
-    lines = [(line, 1.25, TITLE_STYLE) for line in textwrap.wrap(title, int(room / BOLD_LETTER))]
+    lines = [(line, 1.25, BOLD_STYLE) for line in textwrap.wrap(title, int(room / BOLD_LETTER))]
     lines += [(line, 1.0, QUIET_STYLE) for line in textwrap.wrap(subtitle, int(room / LETTER))]
     n_columns = legend_columns([*handles], room)
     n_lines = sum(spacing for _, spacing, _ in lines) - (-len(handles) // n_columns)
@@ -1215,8 +1208,9 @@ def legend_columns(labels: Sequence[str], room: float) -> int:
 def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """New axes, in inches from the lower left corner of the page."""
     page_width, page_height = figure.get_size_inches()
-    corner = (left / page_width, bottom / page_height)
-    return figure.add_axes((*corner, width / page_width, height / page_height))
+    return figure.add_axes(
+        (left / page_width, bottom / page_height, width / page_width, height / page_height)
+    )
 
 
 def lines_of_panels(sweep: Sweep) -> list[tuple[str, list[Panel]]]:
@@ -1237,7 +1231,7 @@ def panel_width(sweep: Sweep, n_columns: int) -> float:
     width = (paper - LEFT_MARGIN - PAGE_MARGIN + COLUMN_GAP) / n_abreast - COLUMN_GAP
     for panel in sweep.panels:
         first, second = panel_words(panel)
-        width = max(width, 0.066 * len("".join(first)), 0.047 * len("".join(second)))
+        width = max(width, BOLD_LETTER * len(" ".join(first)), LETTER * len("  ".join(second)))
     return width
 
 
@@ -1280,7 +1274,7 @@ def label_outside(ax: Axes, lowest: Axes, title: str, is_first: bool, page_width
     if is_first:
         words = "token" if ax is lowest else "token\nat risk"
         lowest.annotate(words, (0, 0), (-9, -4.6), ha="right", va="top", size=6.5, **OFFSET)
-        ax.annotate(title, (0, 1), (72 * left, 72 * 2.6 * TEXT_LINE), va="bottom", **OFFSET, **TITLE_STYLE)
+        ax.annotate(title, (0, 1), (72 * left, 72 * 2.6 * TEXT_LINE), va="bottom", **OFFSET, **BOLD_STYLE)
 
 
 # ---------------------------------------------------------------------------------- draw: one panel
@@ -1348,9 +1342,9 @@ def draw_words(ax: Axes, panel: Panel, args: Args) -> None:
         face = "white" if panel.mostly_recovered else dead_colour
         on_face = INK if np.dot(to_rgb(face), (0.3, 0.6, 0.1)) > 0.45 else "white"
         box = {"boxstyle": "square,pad=0.2", "facecolor": face, "edgecolor": dead_colour, "linewidth": 1}
-        badge = STRONG_STYLE | {"color": on_face, "bbox": box}
+        badge = BOLD_STYLE | {"color": on_face, "bbox": box}
     first, second = 72 * 1.4 * TEXT_LINE, 72 * 0.4 * TEXT_LINE
-    ax.annotate(alpha, (0, 1), (0, first), **OFFSET, **STRONG_STYLE)
+    ax.annotate(alpha, (0, 1), (0, first), **OFFSET, **BOLD_STYLE)
     ax.annotate(died, (1, 1), (-1.8 * bool(panel.fates["n_died"]), first), ha="right", **OFFSET, **badge)
     ax.annotate(n, (0, 1), (0, second), **OFFSET, **QUIET_STYLE)
     ax.annotate(fate, (1, 1), (0, second), ha="right", **OFFSET, **QUIET_STYLE)
@@ -1373,7 +1367,7 @@ def draw_lines(ax: Axes, rollouts: Sequence[Rollout], args: Args) -> None:
             if len(stretch) > 1:
                 polylines.append(decimated(start, stretch, n_vertices))
                 colours.append((*colour, opacity * (FAINT if is_faint[start] else 1)))
-    collection = LineCollection(polylines, colors=colours, linewidths=args.line_lw, zorder=2)
+    collection = LineCollection(polylines, colors=np.array(colours), linewidths=args.line_lw, zorder=2)
     collection.set_joinstyle("bevel")  # round ones take a third longer
     ax.add_collection(collection, autolim=False)
 
@@ -1405,9 +1399,7 @@ def draw_marks(ax: Axes, rollouts: Sequence[Rollout]) -> None:
 
 def draw_reference(ax: Axes, panel: Panel, args: Args) -> None:
     """The dashed lines: the rollouts' own scale, or the targets; at the right end, what that is in nats."""
-    if panel.alpha == 0:
-        return
-    levels, words, style = [1.0], f"{significant(panel.cost['scale'], 2)} nats", SCALE_STYLE
+    levels, words, style = [1.0], f"1 ≈ {significant(panel.cost['scale'], 2)} nats", SCALE_STYLE
     if not args.normalize_kl:
         levels = sorted({panel.alpha**2 * r.cell.target_kl for r in panel.rollouts})
         style = TARGET_STYLE
@@ -1418,9 +1410,9 @@ def draw_reference(ax: Axes, panel: Panel, args: Args) -> None:
     height = (ax.transData - ax.transAxes).transform((0, min(panel.top, levels[-1])))[1]
     words += ": off-scale" if levels[-1] > panel.top else ""
     side, offset = ("top", -2) if height > 0.85 else ("bottom", 2)  # above the line, if there is room
-    ground = [withStroke(linewidth=1.8, foreground="white", alpha=0.8)]
+    ground = [withStroke(linewidth=2.6, foreground="white", alpha=0.9)]
     place: dict[str, Any] = {"ha": "right", "va": side, "zorder": 6, "path_effects": ground}
-    ax.annotate(words, (1, height), (-1, offset), **place, **OFFSET, **QUIET_STYLE)
+    ax.annotate(words, (1, height), (-1, offset), **place, **OFFSET, size=6.2, color=INK)
 
 
 def draw_panel(ax: Axes, panel: Panel, args: Args) -> None:
@@ -1434,6 +1426,7 @@ def draw_panel(ax: Axes, panel: Panel, args: Args) -> None:
             draw_lines(ax, rollouts, args)
             draw_median(ax, rollouts)
             draw_marks(ax, rollouts)
+        if rollouts and panel.alpha:
             draw_reference(ax, panel, args)
         style: dict[str, Any] = {"ha": "center", "va": "center", "style": "italic", "zorder": 6}
         ax.text(0.5, 0.5, empty_reason(panel), transform=ax.transAxes, **style, **QUIET_STYLE)
@@ -1453,18 +1446,22 @@ def draw_strip(ax: Axes, panel: Panel, args: Args) -> None:
         if len(curve.forks):
             t, share = np.r_[0, curve.forks], np.r_[1, curve.never_died]
             low, high = np.r_[curve.low, curve.low[-1:]], np.r_[1, curve.high]
+            not_below = np.maximum(share, np.r_[1, curve.above_now])
             style: dict[str, Any] = {"step": "post", "linewidth": 0}
             ax.fill_between(t, 0, share, color=alive_colour, alpha=0.28, **style)
-            ax.fill_between(t, share, 1, color=dead_colour, alpha=0.28, **style)
+            ax.fill_between(t, share, not_below, color=dead_colour, alpha=RECOVERED_OPACITY, **style)
+            ax.fill_between(t, not_below, 1, color=dead_colour, alpha=0.5, **style)
             ax.fill_between(t, low, high, color=INTERVAL_COLOUR, alpha=0.4, **style)
             ax.plot(t, share, drawstyle="steps-post", clip_on=False, zorder=3, **SHARE_STYLE)
-            ax.plot(curve.forks, curve.above_now, clip_on=False, zorder=4, **NOW_STYLE)
+            ax.plot(
+                curve.forks, curve.above_now, drawstyle="steps-post", clip_on=False, zorder=4, **NOW_STYLE
+            )
 
 
 # --------------------------------------------------------------------------------- draw: the overview
 def draw_dose(sweep: Sweep) -> Figure:
     """The overview: KL, and the share that never died, against alpha; a line per row of panels."""
-    if not sweep.has_dose:
+    if len(sweep.steered_alphas) < 2:
         raise SweepError(f"{sweep.name}: the overview needs at least two steered alphas")
     args, by = sweep.args, f", by {sweep.args.rows}" if sweep.args.rows else ""
     looks = {}
@@ -1473,8 +1470,11 @@ def draw_dose(sweep: Sweep) -> Figure:
         looks[facet] = FACET_STYLE | {"color": colour, "marker": marker}
     title = f"{subject(sweep)}: how much steering before it breaks{by}"
     shown = {f"seed {facet}" if args.rows == "seed" else facet: look for facet, look in looks.items() if by}
-    shown[f"open, dotted: ≥ {args.threshold:g} at the end"] = END_STYLE
-    shown[f"{target_label(sweep)}: what small steps would give"] = TARGET_STYLE
+    if any(
+        abs(panel.fates["above_at_end"] - panel.fates["never_died"].x) > SAME_SHARE for panel in sweep.panels
+    ):
+        shown[f"open: {args.metric} ≥ {args.threshold:g} at the end"] = END_STYLE
+    shown[f"{target_label(sweep)}, as for small steps"] = TARGET_STYLE
     with own_style():
         handles = {label: Line2D([], [], **look) for label, look in shown.items()}
         figure = new_page(PAGE_WIDTH, DOSE_HEIGHT, title, "", handles, args)
@@ -1485,9 +1485,9 @@ def draw_dose(sweep: Sweep) -> Figure:
 
 
 def set_alpha_axis(ax: Axes, sweep: Sweep, title: str) -> None:
-    alphas = [panel.alpha for panel in sweep.panels if panel.alpha]
-    room = 0.1 * (max(alphas) - min(alphas))
-    ax.set(xlabel="steering strength α", xlim=(min(alphas) - room, max(alphas) + room))
+    alphas = sweep.steered_alphas
+    room = 0.1 * np.ptp(alphas)
+    ax.set(xlabel="steering strength α", xlim=(alphas[0] - room, alphas[-1] + room))
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_title(title, loc="left", size=7, weight="bold", pad=4)
@@ -1496,24 +1496,22 @@ def set_alpha_axis(ax: Axes, sweep: Sweep, title: str) -> None:
 def draw_kl_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str, Any]]) -> None:
     """p95 of KL against alpha, a line per row of panels and sign; dashed, what small steps would give."""
     set_alpha_axis(ax, sweep, "What it costs in KL")
-    ax.set_ylabel("p95 of KL (nats)")
-    has_values = False
+    ax.set_ylabel("p95 of all KL (nats, log)")
+    ax.set_yscale("log")
     for (facet, _), arm in sweep.arms.items():
-        alpha = np.array([panel.alpha for panel in arm])
-        kl = np.array([panel.cost["kl_p95"] for panel in arm])
-        kl[~((kl > 0) & (kl < math.inf))] = math.nan
-        has_values |= bool(np.isfinite(kl).any())
-        ax.plot(alpha, kl, zorder=3, **looks[facet])
-    steered = [panel.alpha for panel in sweep.panels if panel.alpha]
-    for alphas in ([a for a in steered if a < 0], [a for a in steered if a > 0]):
-        between = np.linspace(min(alphas), max(alphas), 200) if alphas else np.empty(0)
+        kl = [panel.cost["kl_p95"] for panel in arm]
+        drawn = [value if 0 < value < math.inf else math.nan for value in kl]
+        ax.plot([panel.alpha for panel in arm], drawn, zorder=3, **looks[facet])
+    for sign in (-1, 1):
+        sizes = [abs(alpha) for alpha in sweep.steered_alphas if alpha * sign > 0]
+        between = sign * np.linspace(min(sizes), max(sizes), 200) if sizes else np.empty(0)
         for target_kl in {cell.target_kl for cell in sweep.cells}:
             ax.plot(between, between**2 * target_kl, zorder=2, **TARGET_STYLE)
-    if has_values:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=4))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter("{x:g}")
+    bottom, top = ax.get_ylim()
+    is_wide = top > 20 * bottom  # else no round number may lie within
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=4) if is_wide else MaxNLocator(3))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter("{x:g}")
 
 
 def draw_share_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -1522,24 +1520,23 @@ def draw_share_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str,
     ax.set(ylabel="share of rollouts", ylim=(-0.1, 1.1))
     ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.axhline(0.5, color=QUIET_COLOUR, linewidth=0.5, linestyle=":", zorder=1)
-    smallest_step = np.diff(np.unique([panel.alpha for panel in sweep.panels])).min()
-    shifts = 0.1 * smallest_step * np.linspace(-1, 1, len(looks)) if len(looks) > 1 else [0.0]
+    shift = min(0.1 * np.diff(sweep.steered_alphas).min(), 0.008 * np.ptp(sweep.steered_alphas))
+    shifts = shift * np.linspace(-1, 1, len(looks)) if len(looks) > 1 else [0.0]
     shift_of = dict(zip(looks, shifts, strict=True))
     for (facet, _), arm in sweep.arms.items():
         look = looks[facet]
         alpha = np.array([panel.alpha for panel in arm]) + shift_of[facet]
         share, low, high = np.array([panel.fates["never_died"] for panel in arm]).T
         at_end = np.array([panel.fates["above_at_end"] for panel in arm])
-        is_open = {**look} | OPEN_STYLE | {"markeredgecolor": look["color"]}
-        differs = np.flatnonzero(np.abs(at_end - share) > 0.01)  # else the filled marker says it
+        is_open = {**look} | OPEN_STYLE | {"markeredgecolor": look["color"], "markersize": 5.6}
+        differs = np.flatnonzero(np.abs(at_end - share) > SAME_SHARE)  # else the filled marker says it
         ax.plot(alpha, at_end, zorder=2.5, markevery=differs.tolist(), **is_open)
         ax.plot(alpha, share, zorder=3, **look)
         ax.vlines(alpha, low, high, look["color"], linewidth=0.8, alpha=0.6, zorder=2)
 
 
 # ------------------------------------------------------------------------------------ write: the tables
-MAX_COMPARED = 6  # rows; of more there are too many pairs to read
-MIN_COMPARED = 3  # prompts
+MAX_COMPARED = 6  # rows of panels; of more there are too many pairs to read
 
 
 def tables(sweep: Sweep) -> dict[str, list[Row]]:
@@ -1570,7 +1567,7 @@ def table_rows(sweep: Sweep) -> dict[str, list[Row]]:
     for (a, sign), (b, other_sign) in itertools.combinations(sweep.arms, 2):
         if sign == other_sign and len(sweep.facets) <= MAX_COMPARED:
             counts = compared_row(sweep, a, b, sign)
-            if sum(counts.values()) >= MIN_COMPARED:
+            if sum(counts.values()) >= 3:
                 found["compared"].append({"a": a, "b": b} | ({"sign": sign} if sign else {}) | counts)
     for panel in sweep.panels:
         label = ({rows: panel.facet} if rows else {}) | {"alpha": panel.alpha}
@@ -1617,8 +1614,7 @@ def compared_row(sweep: Sweep, a: str, b: str, sign: str) -> Row:
 
 def threshold_row(panel: Panel, threshold: float) -> Row:
     """How many would have died at thresholds around the one that was chosen."""
-    steps = (-0.1, -0.05, 0.05, 0.1)
-    levels = sorted([threshold, *(round(threshold + step, 9) for step in steps)])
+    levels = sorted([threshold, *(round(threshold + step, 9) for step in (-0.1, -0.05, 0.05, 0.1))])
     lowest = [r.pmass.min(initial=math.inf) for r in panel.rollouts]
     return {f"{level:g}": sum(pmass < level for pmass in lowest) for level in levels if 0 < level <= 1}
 
@@ -1644,7 +1640,7 @@ def table_text(rows: Sequence[Row], tablefmt: str) -> str:
     """The rows in markdown ("pipe"), or narrower for a terminal ("plain")."""
     texts = [{column: number_text(column, value) for column, value in row.items()} for row in rows]
     if tablefmt == "plain":
-        texts = [{re.sub("^(last|first|above)_", r"\1\n", name): row[name] for name in row} for row in texts]
+        texts = [{column.replace("_", "\n"): text for column, text in row.items()} for row in texts]
     return tabulate(texts, headers="keys", tablefmt=tablefmt, disable_numparse=True, stralign="right")
 
 
@@ -1681,12 +1677,13 @@ def caption(sweep: Sweep) -> str:
     """Three sentences to paste under the figure."""
     args = sweep.args
     unit = f"units of its own 95th percentile over the first {args.calib_tokens} tokens"
-    strips = """Below: the Kaplan-Meier share that never died with its 95% interval, dotted the share at or
-        above the threshold at that token, and the number at risk."""
     text = f"""KL(steered || base) per token of n rollouts at each steering strength α, in
         {unit if args.normalize_kl else "nats"} ({smoothing_words(args)}). A rollout died (cross) at the first
         fork point with {args.metric} below {args.threshold:g}; a tick is EOS, the black line the median, a
-        hollow box says that most of those that died recovered. {strips if args.survival else ""}"""
+        hollow box says that most of those that died recovered."""
+    if args.survival:
+        text += """ Below: the Kaplan-Meier share that never died with its 95% interval, dotted the share at or
+            above the threshold at that token, and the number at risk."""
     return " ".join(text.split())
 
 
@@ -1695,9 +1692,8 @@ def summary_text(sweep: Sweep) -> str:
     sections = [f"# KL(steered || base) and survival: {sweep.name}"]
     for name, rows in table_rows(sweep).items():
         if name == "compared" and not rows:
-            few = f"no two of them share {MIN_COMPARED} prompts at the same alphas"
-            why = few if len(sweep.facets) <= MAX_COMPARED else f"there are more than {MAX_COMPARED}"
-            sections += [f"Rows of panels are not compared: {why}."] if sweep.args.rows else []
+            why = f"that takes 3 prompts at the same alphas in both, and at most {MAX_COMPARED} rows"
+            sections += [f"No rows of panels are compared: {why}."] if sweep.args.rows else []
         else:
             sections += [SECTIONS[name], table_text(rows, "pipe") or "No alpha is steered."]
     details = "`{0.name}` ({0.model}, {0.method}, seed {0.seed}, layer {0.layer}, c_star {0.c_star})"
@@ -1707,24 +1703,17 @@ def summary_text(sweep: Sweep) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-STEERING_SHOWN = ("last_above_half", "last_never_died", "first_below_half", "first_never_died")
-COMPARED_SHOWN = ("a", "b", "sign", "a_later", "b_later", "not_told_apart")
-PANELS_SHOWN = ("alpha", "n", "n_died", "never_died", "above_at_end", "kl_p95")
+NOT_IN_TERMINAL = {"last_above_at_end", "first_above_at_end", "n_died_last", "n_recovered", "n_censored"}
+NOT_IN_TERMINAL |= {"n_alive", "kl_median", "over_budget", "scale", "tokens"}
 
 
 def terminal_text(sweep: Sweep) -> str:
     """The first tables and a line per panel, with the columns that have room in 80 characters."""
-    rows_of = table_rows(sweep)
-    panels = [row | kl for row, kl in zip(rows_of["panels"], rows_of["kl"], strict=True)]
-    shown = (
-        (STEERING_SHOWN, rows_of["steering"]),
-        (COMPARED_SHOWN, rows_of["compared"]),
-        (PANELS_SHOWN, panels),
-    )
+    tables = table_rows(sweep)
+    panels = [row | kl for row, kl in zip(tables["panels"], tables["kl"], strict=True)]
     blocks = ["How much steering does it take?"]
-    for columns, rows in shown:
-        wanted = [sweep.args.rows, *columns]
-        narrow = [{name: row[name] for name in wanted if name in row} for row in rows]
+    for rows in (tables["steering"], tables["compared"], panels):
+        narrow = [{name: row[name] for name in row if name not in NOT_IN_TERMINAL} for row in rows]
         blocks += [table_text(narrow, "plain")] if rows else []
     return "\n\n".join(blocks)
 
@@ -1757,10 +1746,7 @@ def check_out(out: Path) -> None:
 
 
 def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
-    """Write all files, each beside its target, then rename them onto their targets. Raises SweepError.
-
-    A target that is a link stays one: what it points to is replaced.
-    """
+    """Write all files, each beside its target or what that links to, then rename them. Raises SweepError."""
     target, parts = out, {}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -1781,20 +1767,23 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
 def write(sweep: Sweep) -> list[Path]:
     """Draw and write all files, whole or not at all: their paths. Raises SweepError."""
     args, settings, made_by = sweep.args, sweep.settings_text, f"spaghetti_kl_alive {__version__}"
-    metadata: dict[str, Any] = {
-        "png": {"Software": made_by, "Description": settings},
-        "pdf": {"Creator": made_by, "Subject": settings, "CreationDate": None},
-        "svg": {"Creator": made_by, "Description": settings, "Date": None},
+    options: dict[str, dict[str, Any]] = {
+        "png": {
+            "metadata": {"Software": made_by, "Description": settings},
+            "pil_kwargs": {"compress_level": 3},
+        },
+        "pdf": {"metadata": {"Creator": made_by, "Subject": settings, "CreationDate": None}},
+        "svg": {"metadata": {"Creator": made_by, "Description": settings, "Date": None}},
     }
     contents = {SUMMARY_FILE: summary_text(sweep).encode(), ROLLOUTS_FILE: rollouts_csv(sweep).encode()}
     figures = {FIGURE_STEM: draw(sweep)}
-    if args.dose and sweep.has_dose:
+    if args.dose and len(sweep.steered_alphas) >= 2:
         figures[DOSE_STEM] = draw_dose(sweep)
     for stem, figure in figures.items():
         for file_format in sorted({*args.formats}):
             content = io.BytesIO()
             with own_style():
-                figure.savefig(content, format=file_format, metadata=metadata[file_format])
+                figure.savefig(content, format=file_format, **options[file_format])
             contents[f"{stem}.{file_format}"] = content.getvalue()
     write_files(args.out_folder, contents)
     return [args.out_folder / name for name in contents]
@@ -1824,6 +1813,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not Unicode
+    if argv is None:
+        gc.freeze()  # what was imported stays, so that collections need not look at it
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     logger.enable(__name__)
     logger.remove()
