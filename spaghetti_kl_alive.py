@@ -1682,8 +1682,8 @@ def caption(sweep: Sweep) -> str:
         fork point with {args.metric} below {args.threshold:g}; a tick is EOS, the black line the median, a
         hollow box says that most of those that died recovered."""
     if args.survival:
-        text += """ Below: the Kaplan-Meier share that never died with its 95% interval, dotted the share at or
-            above the threshold at that token, and the number at risk."""
+        text += """ Below: the Kaplan-Meier share that never died with its 95% interval, dotted the share at
+            or above the threshold at that token, and the number at risk."""
     return " ".join(text.split())
 
 

@@ -7,22 +7,13 @@ settings.register_profile("patient", settings(), deadline=None)  # a busy machin
 settings.load_profile("patient")
 
 
-# what the fixtures import is imported in them, as it is of no use to a process that only hands tests out
-@pytest.fixture(autouse=True, scope="session")
-def no_second_reading() -> None:
-    """A file that is cut off is not read again half a second later."""
-    import spaghetti_kl_alive as ska
-
-    ska.RETRY_AFTER = 0
-
-
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """Two cells of three alphas, six rollouts each."""
-    from sweeps import random_cell
+    from sweeps import random_cell  # not above: pytest's own process has no use for it
 
-    for draw, name in enumerate("ab"):
-        random_cell(tmp_path / "sweep" / name, draw)
+    for seed, name in enumerate("ab"):
+        random_cell(tmp_path / "sweep" / name, seed, seed=seed)
     return tmp_path / "sweep"
 
 

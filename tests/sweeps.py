@@ -30,15 +30,8 @@ def write_cell(
 ) -> Path:
     """Write one cell as a sweep does; keyword arguments replace what calib.json holds."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "c_star": 2.0,
-        "target_kl": 1.0,
-        "window": 40,
-        "method": "mean_diff",
-        "model": "org/m",
-        "seed": 0,
-        "layer": 3,
-    }
+    about = {"model": "org/m", "method": "mean_diff", "seed": 0, "layer": 3}
+    about |= {"c_star": 2.0, "target_kl": 1.0, "window": 40}
     files: dict[str, dict[str, Any]] = {
         "calib.json": about | calib,
         "trajectory.json": {"per_prompt_per_t_kl": kl},
@@ -93,7 +86,7 @@ def read(folder: Path | str, **flags: Any) -> ska.Sweep:
 
 
 def drawn(folder: Path, **flags: Any) -> tuple[Figure, ska.Sweep]:
-    """The figure of the sweep in the folder, not saved, and the sweep that it shows."""
+    """The figure of the sweep in the folder, and the sweep that it shows."""
     sweep = read(folder, **flags)
     return ska.draw(sweep), sweep
 
@@ -106,13 +99,11 @@ def noted(sweep: ska.Sweep, *parts: str) -> str:
 
 
 def table(folder: Path, k: int = 0) -> list[dict[str, str]]:
-    """A pipe table of the summary in the folder, as a list of rows.
+    """The k-th pipe table of the summary in the folder, as a list of rows.
 
-    0: how much steering it takes; 1: who is alive; 2: KL against its target; 3: what hangs on the threshold.
+    How much steering; the rows compared, if there are some to compare; did it break; KL; the threshold.
     """
     text = (folder / ska.SUMMARY_FILE).read_text(encoding="utf-8")
-    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    header, _, *rows = [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in blocks[k].splitlines()
-    ]
+    lines = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)[k].splitlines()
+    header, _, *rows = [[word.strip() for word in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [dict(zip(header, row, strict=True)) for row in rows]

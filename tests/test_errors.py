@@ -1,55 +1,48 @@
-"""Input that cannot be used, or is unusual: the exit status, the message, and nothing written, lost or miscounted."""
+"""Input that cannot be used, or is unusual: what is said, and that nothing is written, lost or miscounted."""
 
+import gzip
 import json
 import os
+import pickle
 import re
 import shutil
-import subprocess
-import sys
-from unittest.mock import Mock
 
 import pytest
 import tyro
-from processes import shell
-from sweeps import SMALL, contents, noted, random_cell, read, run, table, write_cell
+from sweeps import SMALL, contents, noted, random_cell, read, run, write_cell
 
 import spaghetti_kl_alive as ska
 
-KL, MASS, LENGTHS = "per_prompt_per_t_kl", "pmass_eval", "gen_lens_eval"
-RETRY_AFTER = ska.RETRY_AFTER  # the real one: the other tests do not wait
+CALIB, TRAJECTORY, PMASS = ska.CELL_FILES
+KL, MASS, LENGTHS = LISTS = ("per_prompt_per_t_kl", "pmass_eval", "gen_lens_eval")
+FILES = {KL: TRAJECTORY} | dict.fromkeys(("model", "method", "seed", "layer", "target_kl", "window"), CALIB)
 NAN, INF, GONE = float("nan"), float("inf"), object()
-FILES = {KL: ska.TRAJECTORY_FILE} | dict.fromkeys(("model", "method", "target_kl", "window"), ska.CALIB_FILE)
 
 
 @pytest.fixture
 def out(tmp_path):
     """An output folder that holds older files."""
     (tmp_path / "out").mkdir()
-    for name in (ska.SUMMARY_FILE, ska.ROLLOUTS_FILE, f"{ska.FIGURE_STEM}.png"):
-        (tmp_path / "out" / name).write_text("older")
+    (tmp_path / "out" / ska.SUMMARY_FILE).write_text("older")
     return tmp_path / "out"
 
 
 def refused(out, status, *argv):
-    """What is said of input that must fail: from a shell and from Python the same, with nothing written or lost."""
+    """What is said of input that must fail: by the program and from Python the same, with nothing written."""
     before = contents(out)
     result = run(*argv, "--out", out)
-    assert (result.status, result.out) == (status, "")
-    assert contents(out) == before
-    new = out.parent / "new"
+    assert (result.status, result.out, contents(out)) == (status, "", before)
     with pytest.raises(ska.SweepError) as raised:
-        ska.write(ska.read(tyro.cli(ska.Args, args=[str(arg) for arg in (*argv, "--out", new / "folder")])))
-    assert not new.exists()
-    assert (raised.value.exit_status, isinstance(raised.value, ska.UsageError)) == (status, status == 2)
+        ska.draw(ska.read(tyro.cli(ska.Args, args=[str(arg) for arg in argv])))
+    assert isinstance(raised.value, ska.UsageError) == (status == 2)
     error = result.err.split("ERROR: ")[1]
-    assert error == f"{raised.value}\n"
-    assert error.count("\n") <= 2
+    assert error == f"{raised.value}\n" and error.count("\n") <= 2
     return error
 
 
 def change(cell, key, value):
-    """Change one key of a cell, in the file that holds it. A function is given what is there; GONE removes it."""
-    path = cell / FILES.get(key, ska.PMASS_FILE)
+    """Change a key in the file of a cell that holds it. A function is given what is there; GONE drops it."""
+    path = cell / FILES.get(key, PMASS)
     content = json.loads(path.read_text())
     content[key] = value(content[key]) if callable(value) else value
     path.write_text(json.dumps({name: each for name, each in content.items() if each is not GONE}))
@@ -60,50 +53,51 @@ def at(alpha, value):
     return lambda lists: {key: each for key, each in (lists | {alpha: value}).items() if each is not GONE}
 
 
-def counts(sweep):
-    return [panel.n for panel in sweep.panels]
+def held(sweep):
+    """The cells of a sweep, and how many rollouts its panels show."""
+    return [cell.name for cell in sweep.cells], [len(panel.rollouts) for panel in sweep.panels]
 
 
-def names(sweep):
-    return [cell.name for cell in sweep.cells]
-
-
-def test_a_runs_root_without_cells_is_named_with_what_is_missing_and_where_cells_are(sweep, tmp_path, out):
-    (tmp_path / "loop").symlink_to("loop")
+@pytest.mark.parametrize(
+    ("name", "said"), [("link", "no such"), ("nowhere", "no such"), ("file", "give its folder")]
+)
+def test_a_runs_root_that_is_no_folder_is_named_with_what_it_is(tmp_path, out, name, said):
+    (tmp_path / "link").symlink_to("nothing")
     (tmp_path / "file").write_text("{}")
-    for name in ("nowhere", "loop", "file"):
-        error = refused(out, 1, "--runs-root", tmp_path / name)
-        assert f"{tmp_path / name}: no such folder" in error and "--runs-root" in error
+    error = refused(out, 1, "--runs-root", tmp_path / name)
+    assert error.startswith(f"{tmp_path / name}: ") and said in error and "--runs-root" in error
+
+
+def test_where_no_cell_can_be_used_the_reasons_and_the_folders_of_cells_are_named(sweep, tmp_path, out):
     random_cell(tmp_path / "empty" / "_hidden")
+    random_cell(tmp_path / "empty" / ".hidden" / "a")
     error = refused(out, 1, "--runs-root", tmp_path / "empty")
-    assert str(tmp_path / "empty") in error and all(name in error for name in ska.CELL_FILES)
+    assert str(tmp_path / "empty") in error and ", ".join(ska.CELL_FILES) in error and "hidden" not in error
     (tmp_path / "empty").rename(tmp_path / "_empty")
-    assert f"2 cells in {sweep}: give --runs-root {sweep}" in refused(out, 1, "--runs-root", tmp_path)
-    (sweep / "b" / ska.CALIB_FILE).unlink()
-    assert f"1 cell in {sweep}: " in refused(out, 1, "--runs-root", tmp_path)
+    assert f"cells in {sweep}" in refused(out, 1, "--runs-root", tmp_path)
+    (sweep / "a" / CALIB).write_text("[]")
+    shutil.copytree(sweep / "b", sweep / "c")
+    error = refused(out, 1, "--runs-root", sweep, "--skip-bad-cells", "--model-contains", "gpt")
+    assert f"`a`: {CALIB}: " in error and "`b`, `c`: " in error
+    assert error.count("'gpt' (--model-contains)") == 1
 
 
-def test_where_no_cell_can_be_used_the_error_says_why_once_for_each_reason(sweep, out):
-    error = refused(out, 1, "--runs-root", sweep, "--model-contains", "gpt")
-    assert str(sweep) in error and "`a`, `b`" in error and "'gpt' (--model-contains)" in error
-    for name in "ab":
-        change(sweep / name, "computed", False)
-    (sweep / "c").mkdir()
-    (sweep / "c" / ska.CALIB_FILE).write_text("[]")
-    error = refused(out, 1, "--runs-root", sweep, "--skip-bad-cells")
-    assert str(sweep) in error and error.count("not measured") == 1
-    assert "`a`, `b`: pmass was not measured" in error and "`c`: calib.json: its content is of type list" in error
+def test_a_filter_looks_in_folder_names_and_models(sweep):
+    change(sweep / "b", "model", "org/other")
+    for text, matching in (("", ["a", "b"]), ("org/", ["a", "b"]), ("other", ["b"]), ("a", ["a"])):
+        assert held(read(sweep, model_contains=text))[0] == matching
+    (sweep / "b" / TRAJECTORY).write_text("damaged, but left out")
+    noted(read(sweep, model_contains="org/m"), "Left out `b`: ", "'org/m'", "--model-contains")
 
 
-LEFT_OUT = [  # the keys that are changed, to what, or the file that is missing, and the reason
-    *((name, f"{name} is missing") for name in ska.CELL_FILES),
-    ({"computed": False}, "pmass was not measured"),
-    ({"computed": False, "pmass_eval": {}, "window": 9}, "pmass was not measured"),
-    ({KL: {}, MASS: {}, LENGTHS: {}}, "no rollouts"),
-    ({KL: {"1.0": []}, MASS: {"1.0": []}, LENGTHS: GONE}, "no rollouts"),
-    ({MASS: at("1.0", [])}, "pmass_eval was not measured"),
-    ({"pmass": {"1.0": [[1]]}, MASS: at("1.0", [])}, "pmass_eval was not measured; pmass was"),
-    ({"pmass": {"1.0": [[1]]}, "pmass_x": {"1.0": []}, MASS: GONE}, "pmass.json has no pmass_eval; it has pmass"),
+LEFT_OUT = [  # the keys that are changed and to what, or the file that is missing; and the reason
+    *((name, "is missing") for name in ska.CELL_FILES),
+    ({"computed": False}, '"computed" is not true'),
+    *(({KL: lists}, f"no rollouts in {TRAJECTORY}") for lists in ({}, {"1.0": []})),
+    ({LENGTHS: {"1.0": []}}, "no rollouts in gen_lens"),
+    ({MASS: {"1.0": []}}, "pmass_eval was not measured"),
+    ({MASS: GONE, "pmass": {"1.0": [[1]]}}, "pmass_eval was not measured; --metric may be pmass"),
+    ({MASS: GONE, "pmass_y": {"1": [[1]]}, "pmass_x": {"1": [[1]]}}, "--metric may be pmass_y, pmass_x"),
 ]
 
 
@@ -112,409 +106,286 @@ def test_a_cell_that_has_nothing_to_show_is_left_out_and_listed_with_the_reason(
     if isinstance(changes, str):
         (sweep / "b" / changes).unlink()
     else:
-        for key, value in ({KL: lambda c: {"1.0": c["1.0"]}, MASS: lambda c: {"1.0": c["1.0"]}} | changes).items():
+        for key, value in (dict.fromkeys(LISTS, lambda lists: {"1.0": lists["1.0"]}) | changes).items():
             change(sweep / "b", key, value)
-    held = read(sweep)
-    assert noted(held, "Left out `b`: ", reason).split(" (")[0].endswith(reason)
-    assert (counts(held), names(held), held.window) == ([6, 6, 6], ["a"], 40)
+    assert noted(read(sweep), "Left out `b`: ").rstrip(")").endswith(reason)
+    assert held(read(sweep)) == (["a"], [6, 6, 6])
     shutil.rmtree(sweep / "a")
-    shutil.copytree(sweep / "b", sweep / "a")
-    assert reason in refused(out, 1, "--runs-root", sweep).split("`a`, `b`: ")[1]
+    assert reason in refused(out, 1, "--runs-root", sweep)
 
 
-@pytest.mark.parametrize("key", [KL, MASS, LENGTHS])
-def test_an_alpha_that_one_list_lacks_is_left_out_and_listed(sweep, key):
+@pytest.mark.parametrize(("key", "source"), [(KL, TRAJECTORY), (MASS, MASS), (LENGTHS, "gen_lens")])
+def test_an_alpha_that_one_list_lacks_is_left_out_there_and_listed(sweep, key, source):
     change(sweep / "b", key, at("2.0", GONE))
-    assert noted(read(sweep), "alpha 2 of `b`: not in").endswith(f"not in {ska.TRAJECTORY_FILE if key == KL else key}")
-    for empty in (KL, MASS, LENGTHS):
-        change(sweep / "b", empty, at("1.0", []))
-    noted(read(sweep), "alpha 1 of `b`: no rollouts")
-    change(sweep / "b", LENGTHS, GONE)  # as in older runs, which is no reason
-    held = read(sweep)
-    assert counts(held) == ([12, 6, 12] if key == LENGTHS else [12, 6, 6])
-    assert LENGTHS not in str(held.notes)
+    noted(read(sweep), f"Left out alpha 2 of `b`: no rollouts in {source}")
+    assert held(read(sweep)) == (["a", "b"], [12, 12, 6])
 
 
-def test_what_is_no_cell_is_not_noted(sweep):
-    plain = read(sweep)
-    for name in ("_old", ".cache"):
-        random_cell(sweep / name, 5)
+def test_links_to_cells_are_cells_and_hidden_deeper_and_empty_folders_are_not(sweep, tmp_path, out):
+    for name in ("_hidden", ".hidden", "deep/x", "deep/y", "deep/_hidden", "empty/er"):
+        shutil.copytree(sweep / "a", sweep / name)
+    shutil.rmtree(sweep / "empty" / "er")
+    (sweep / "link").symlink_to((sweep / "b").rename(tmp_path / "elsewhere"))
+    (sweep / "gone").symlink_to("nothing")
     (sweep / "log.txt").write_text("")
-    (sweep / "log").symlink_to("log.txt")
-    (sweep / "plots").mkdir()
-    (sweep / "plots" / "config.json").write_text("{}")
-    held = read(sweep, out=sweep.parent / "elsewhere")
-    assert (names(held), held.notes) == (["a", "b"], plain.notes)
+    assert held(read(sweep)) == (["a", "link"], [12, 12, 12])
+    noted(read(sweep), "`gone`", "missing")
+    noted(read(sweep), f"2 cells in {sweep / 'deep'}")
+    assert "hidden" not in str(read(sweep).notes)
+    said = run("--runs-root", sweep, "--out", out, *SMALL, "--no-dose").err
+    assert re.findall("^(INFO: .*) hold none of .*$", said, re.MULTILINE) == ["INFO: 2 folders"]
+    assert held(read(sweep / "a")) == (["a"], [6, 6, 6])  # which is a cell itself
 
 
-def test_links_to_cells_are_cells_and_links_to_nothing_are_said_to_be_that(tmp_path, sweep):
-    (tmp_path / "links").mkdir()
-    for name in ("a", "b", "gone"):
-        (tmp_path / "links" / name).symlink_to(sweep / name)
-    held = read(tmp_path / "links")
-    assert counts(held) == [12, 12, 12]
-    noted(held, "Left out `gone`: a link to nothing")
-    (sweep / "b" / ska.TRAJECTORY_FILE).unlink()
-    (sweep / "b" / ska.TRAJECTORY_FILE).symlink_to("../.git/annex/objects/x")
-    noted(read(sweep), "Left out `b`: trajectory.json is a link to nothing")
-
-
-def test_a_runs_root_may_itself_be_the_only_cell_and_cells_below_it_are_named(sweep, monkeypatch):
-    monkeypatch.chdir(sweep / "a")
-    for root in (sweep / "a", "."):
-        held = read(root)
-        assert (counts(held), names(held), held.name) == ([6, 6, 6], ["a"], "a")
-        assert "only cell" not in str(held.notes)
-    for name in ("deeper", "z"):
-        random_cell(sweep / "a" / name)
-    held = read(sweep / "a")
-    assert names(held) == ["a"]
-    assert str(sweep / "a") in noted(held, "`deeper`, `z`", "only cell")
-
-
+NOT_NUMBERS = ([3.0], [["3"]], [[True]], [[1.0, [1.0]]], [{"0": 1.0}])
 DAMAGE = [  # the key, what becomes of it, and what is said
-    (KL, GONE, f"the key '{KL}' is missing"),
-    (KL, [], f'"{KL}" is of type list, not dict'),
-    (KL, at("1.0", 3), "at alpha 1.0 is of type int, not list"),
-    (KL, at("1.0", [3.0]), "alpha 1, rollout 0 is of type float, not list"),
-    (KL, at("1.0", [[1], ["3"]]), "alpha 1, rollout 1 is not a list of numbers"),
-    (KL, at("1.0", [[1.0], [1.0, [1.0]]]), "alpha 1, rollout 1 is not a list of numbers"),
-    (KL, at("1.0", [[1.0], [10**400]]), "alpha 1, rollout 1 holds a number that is too large"),
-    (KL, lambda lists: lists | {"high": []}, "'high'"),
-    (KL, lambda lists: lists | {"inf": []}, "'inf'"),
-    (KL, lambda lists: lists | {"1.0000000000000002": lists["1.0"]}, "'1.0000000000000002'"),
-    (MASS, at("1.0", [[1] * 3] * 5), "6 in trajectory.json, 5 in pmass_eval, 6 in gen_lens_eval"),
-    (LENGTHS, at("1.0", [1] * 7), "6 in trajectory.json, 6 in pmass_eval, 7 in gen_lens_eval"),
-    (MASS, at("1.0", [[1]] * 6), "1 values for 3 fork_points"),
-    (MASS, at("1.0", [[1, 1, 1.001]] * 6), "not in [0, 1]: 1, 1, 1.001"),
-    (MASS, at("1.0", [[1, -0.01, 1]] * 6), "not in [0, 1]: 1, -0.01, 1"),
-    (MASS, at("1.0", [[1, 1, 1], ["", 1, 1]]), "pmass_eval at alpha 1, rollout 1, is not a list of numbers"),
-    ("fork_points", GONE, "the key 'fork_points' is missing"),
-    ("fork_points", [0.5, 5, 20], "whole numbers >= 0"),
-    (LENGTHS, at("1.0", [-1] * 6), "gen_lens_eval at alpha 1 must hold only whole numbers >= 0"),
-    (LENGTHS, at("1.0", [None] * 6), "gen_lens_eval at alpha 1 must hold only whole numbers >= 0"),
-    ("computed", "no", '"computed" is of type str, not bool'),
-    ("model", GONE, "the key 'model' is missing"),
-    ("method", None, '"method" is of type NoneType, not str'),
-    ("target_kl", "1.0", "\"target_kl\" is '1.0', not a number"),
-    ("target_kl", 0, '"target_kl" is 0, not'),
-    ("target_kl", NAN, '"target_kl" is nan, not'),
-    ("target_kl", 10**400, '"target_kl" is 1000'),
-    ("window", "512", "\"window\" is '512', not a number"),
-    ("window", 40.5, '"window" is 40.5, not'),
-    ("window", INF, '"window" is inf, not'),
+    *((KL, value, f"'{KL}' is missing") for value in (GONE, None)),
+    *((key, [[1, 1, 1]], "not a dict") for key in LISTS),
+    *((KL, at("1.0", value), "at alpha 1.0 is not a list") for value in (3, None, {})),
+    *((KL, at("1.0", value), "alpha 1, rollout 0 is not a list of numbers") for value in NOT_NUMBERS),
+    (KL, at("1.0", [[1.0], [10**400]]), "too large"),
+    *((KL, at(key, []), repr(key)) for key in ("0_5", "1_0", "1.0x", "nan", "inf", "high", "", " 1", "1e9")),
+    *((KL, at(key, []), repr(key)) for key in ("1", "1.0000000000000002")),  # there is "1.0" already
+    *((key, at("1.00", []), "'1.00'") for key in LISTS),
+    (MASS, at("1.0", [[1] * 3] * 5), "alpha 1 differs: 6 in trajectory.json, 5 in pmass_eval, 6 in gen_lens"),
+    (LENGTHS, at("1.0", [1] * 7), "alpha 1 differs: 6 in trajectory.json, 6 in pmass_eval, 7 in gen_lens"),
+    (MASS, at("1.0", [[1, 1, 1], [1]]), "alpha 1, rollout 1, has 1 values, 3 fork_points"),
+    *((MASS, at("1.0", [[1, x, 1]]), f"not in [0, 1]: 1, {x}, 1") for x in (1.001, -0.01)),
+    (MASS, at("1.0", [["", 1, 1]]), "alpha 1, rollout 0, is not a list of numbers"),
+    ("fork_points", GONE, "'fork_points' is not a list of numbers"),
+    *(("fork_points", value, "must hold only whole numbers") for value in ([0.5, 5, 20], [0, None, 20])),
+    (LENGTHS, at("1.0", [-1] * 6), "gen_lens_eval at alpha 1 is not in [0, "),
+    *((LENGTHS, at("1.0", [x] * 6), "must hold only whole numbers >= 0") for x in (1.5, NAN, None)),
+    *((key, value, "'model' and 'method'") for key in ("model", "method") for value in (GONE, None, 3)),
+    *(("target_kl", value, "'target_kl' is") for value in (GONE, "1.0", True, 0, -1, NAN, INF, 10**400)),
+    *(("window", value, "'window' is") for value in (GONE, "512", True, 0, 40.5, NAN, INF)),
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "message"), DAMAGE)
-def test_a_damaged_file_is_an_error_or_its_cell_is_left_out_on_demand(sweep, key, value, message):
+@pytest.mark.parametrize(("key", "value", "said"), DAMAGE)
+def test_damage_in_a_file_is_an_error_or_its_cell_is_left_out_on_demand(sweep, out, key, value, said):
     change(sweep / "b", key, value)
-    with pytest.raises(ska.SweepError) as raised:
-        read(sweep)
-    error = str(raised.value)
-    name = FILES.get(key, ska.PMASS_FILE)
+    name = FILES.get(key, PMASS)
+    error = refused(out, 1, "--runs-root", sweep)
     assert error.startswith(f"{sweep / 'b' / name}: ")
-    assert message in error and "--skip-bad-cells" in error
-    assert error.count("\n") == 1 and len(error) < 400
-    held = read(sweep, skip_bad_cells=True)
-    assert message in noted(held, f"Left out `b`: {name}: ")
-    assert counts(held) == [6, 6, 6]
+    assert said in error and "--skip-bad-cells" in error and len(error) < 400
+    assert said in noted(read(sweep, skip_bad_cells=True), f"Left out `b`: {name}: ")
 
 
-CALIB = '{"c_star": 1, "target_kl": 1, "window": 40, "method": "é", "model": "m"}'
-BYTES = [
-    (b" \n", "empty, or cut off"),
-    (CALIB[:-9].encode(), "not JSON, or cut off"),
-    (
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
-        "Git LFS pointer, not the file itself: run git lfs pull",
-    ),
-    (2 * CALIB.encode(), "more than one JSON document"),
-    (b"\n<!DOCTYPE html>\n<html>404</html>", "HTML"),
-    (CALIB.encode("latin-1"), "save it as UTF-8"),
-    (b"[" * 200_000, "nested too deeply"),
-    ("mkdir", "not a regular file"),
-    ("mkfifo", "not a regular file"),
-    ("ln -s calib.json", "ymbolic link"),
+CUT_OFF, BINARY = [b'{"1": [[0.1, 0.', b"<html>", b"[" * 200_000], [gzip.compress(b"{}"), pickle.dumps({})]
+NO_JSON = [  # what a file becomes, and what it is said to be
+    *((content, "empty") for content in (b"", b" \n")),
+    *((content, "not JSON, or cut off") for content in CUT_OFF),
+    *((content, "not JSON but binary; is it compressed?") for content in (*BINARY, b"PK\x03\x04\x14\0\x80")),
+    *((content, "not dict") for content in (b"[1, 2]", b"null")),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+    *((make, "not a regular file") for make in (os.mkdir, os.mkfifo)),
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), BYTES)
-def test_a_file_that_does_not_parse_is_an_error_that_says_what_it_is(sweep, out, content, message):
-    path = sweep / "a" / ska.CALIB_FILE
+@pytest.mark.parametrize("name", ska.CELL_FILES)
+@pytest.mark.parametrize(("content", "said"), NO_JSON)
+def test_a_file_that_is_no_json_object_is_an_error_that_says_what_it_is(sweep, out, name, content, said):
+    path = sweep / "a" / name
     path.unlink()
-    if isinstance(content, str):
-        subprocess.run([*content.split(), path], check=True)
-    else:
-        path.write_bytes(content)
+    content(path) if callable(content) else path.write_bytes(content)
     error = refused(out, 1, "--runs-root", sweep)
-    assert error.startswith(f"{path}: ") and message in error and "--skip-bad-cells" in error
-    assert ("still writing" in error) == message.endswith("cut off")
-    assert message in noted(read(sweep, skip_bad_cells=True), "Left out `a`: calib.json: ")
+    assert error.startswith(f"{path}: ") and said in error and "--skip-bad-cells" in error
+    assert said in noted(read(sweep, skip_bad_cells=True), f"Left out `a`: {name}: ")
 
 
-def test_a_cut_off_file_that_is_seconds_old_is_waited_for_once(sweep, monkeypatch):
-    monkeypatch.setattr(ska, "RETRY_AFTER", RETRY_AFTER)
-    path, waited = sweep / "b" / ska.TRAJECTORY_FILE, []
-    whole = becomes = path.read_text()
-
-    def sleep(seconds):  # meanwhile the sweep goes on writing
-        waited.append(seconds)
-        path.write_text(becomes)
-
-    monkeypatch.setattr(ska.time, "sleep", sleep)
-    for content in (whole[:-9], ""):
-        path.write_text(content)
-        assert counts(read(sweep)) == [12, 12, 12]
-    assert waited == [RETRY_AFTER] * 2 and 0.3 <= RETRY_AFTER <= 1
-    for becomes, age, n_waits in ((whole[:-5], 0, 1), (whole[:-5], 60, 0), ("<html>", 0, 0)):  # cut for good; not cut
-        waited.clear()
-        path.write_text(becomes)
-        os.utime(path, (path.stat().st_mtime - age,) * 2)
-        with pytest.raises(ska.SweepError, match=ska.TRAJECTORY_FILE):
-            read(sweep)
-        assert len(waited) == n_waits
+def test_one_key_twice_is_damage_though_json_allows_it(sweep, out):
+    path = sweep / "a" / TRAJECTORY
+    path.write_text(path.read_text().replace('"2.0"', '"1.0"'))
+    assert "'1.0'" in refused(out, 1, "--runs-root", sweep)
 
 
-@pytest.mark.parametrize("kind", [KeyError, TypeError, ValueError, OverflowError])
-def test_an_error_of_the_script_itself_is_never_blamed_on_the_data(sweep, out, monkeypatch, kind):
-    monkeypatch.setattr(ska, "rolling_mean", Mock(side_effect=kind("pmass")))
-    for skip_bad_cells in (False, True):
-        with pytest.raises(kind, match="pmass"):
-            read(sweep, skip_bad_cells=skip_bad_cells)
-    with pytest.raises(kind, match="pmass"):
-        run("--runs-root", sweep, "--out", out)
+LENGTHS_OF = [(MASS, {}, 24), ("pmass", {}, 7), ("pmass_x", {}, 9), ("pmass_y", {}, 25)]
+LENGTHS_OF += [(MASS, {LENGTHS: lengths}, 25) for lengths in (GONE, None, {})]
 
 
-def test_a_filter_looks_in_folder_names_and_models_and_what_it_leaves_out_may_be_damaged(sweep):
-    change(sweep / "b", "model", "org/other")
-    for text, matching in (("", ["a", "b"]), ("org/", ["a", "b"]), ("other", ["b"]), ("a", ["a"])):
-        held = read(sweep, model_contains=text)
-        assert names(held) == matching
-        assert any(repr(text) in note for note in held.notes) == (len(matching) == 1)
-    noted(read(sweep), "2 models pooled: org/m, org/other (--rows model ")
-    assert "pooled" not in str(read(sweep, rows="model").notes)
-    (sweep / "b" / ska.TRAJECTORY_FILE).write_text("")
-    noted(read(sweep, model_contains="org/m"), "Left out `b`: ", "'org/m'")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_files_in_any_unicode_encoding_are_read(sweep, encoding):
-    for name in ska.CELL_FILES:
-        path = sweep / "a" / name
-        path.write_text(path.read_text().replace("mean_diff", "Méthode"), encoding=encoding)
-    held = read(sweep)
-    assert counts(held) == [12, 12, 12]
-    noted(held, "2 methods pooled: Méthode, mean_diff (--rows method ")
-
-
-def test_lengths_belong_to_the_metric_and_are_those_of_the_kl_where_there_are_none(tmp_path):
-    # pmass may be above one by what single precision leaves
-    masses = {"1": [[1.000001, 1, 1]]}
-    write_cell(tmp_path / "r" / "a", {"1": [[1.0] * 50]}, masses, {"1": [30]})
-    of_others = dict.fromkeys(("pmass", "pmass_x", "pmass_y"), masses)
-    for key, value in (of_others | {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}).items():
-        change(tmp_path / "r" / "a", key, value)
-    for metric, length in (("pmass_eval", 30), ("pmass", 7), ("pmass_x", 9), ("pmass_y", 40)):
-        assert [len(r.kl) for r in read(tmp_path / "r", metric=metric).rollouts] == [length]
+@pytest.mark.parametrize(("metric", "changes", "length"), LENGTHS_OF)
+def test_lengths_are_those_of_the_metric_or_else_end_with_the_kl(tmp_path, metric, changes, length):
+    kl = {"1": [[1.0] * 20 + [NAN] + [1.0] * 4 + [None, NAN]]}
+    cell = write_cell(tmp_path / "r" / "a", kl, {}, {"1": [24]})
+    changes |= {metric: {"1": [[1.000001, 1, 1]]}}  # single precision sums to 1 only nearly
+    for key, value in (changes | {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}).items():
+        change(cell, key, value)
+    assert [len(r.kl) for r in read(tmp_path / "r", metric=metric).rollouts] == [length]
 
 
 def test_cells_of_different_windows_need_one(sweep, out):
     change(sweep / "b", "window", 30)
-    paths = [sweep / name / ska.CALIB_FILE for name in "ab"]
     error = refused(out, 1, "--runs-root", sweep)
-    assert f"{paths[0]}: 40, {paths[1]}: 30" in error and "--window" in error
-    noted(read(sweep, window=35), "--window 35 is longer than the window of `b`")
-    assert "--window" not in str(read(sweep, window=30).notes)
-    assert counts(read(sweep, model_contains="a")) == [6, 6, 6]  # only the cells that are used must agree
-    for name in "ab":
-        change(sweep / name, "window", GONE)
-    assert f"{paths[0]}: no window, {paths[1]}: no window" in refused(out, 1, "--runs-root", sweep)
-    assert read(sweep, window=30).window == 30
-    for name in "ab":
-        change(sweep / name, "window", 40.0)
-    assert "window 40," in read(sweep).settings_text  # a whole number, however it was written
+    assert f"{sweep / 'a' / CALIB}: 40, {sweep / 'b' / CALIB}: 30" in error and "--window" in error
+    assert read(sweep, model_contains="a").window == 40  # only the cells that are used must agree
+    change(sweep / "b", "window", GONE)
+    assert read(sweep, window=35).window == 35
+
+
+def test_an_alpha_is_its_keys_value_to_six_digits_in_numeric_order(tmp_path):
+    random_cell(tmp_path / "r" / "a", alphas=[10.0, -1.0, 0.1 + 0.2, -2.2e-16, 0.10000000149])
+    random_cell(tmp_path / "r" / "b", 1, alphas=[0.0, 0.3, 0.300001, 0.1])
+    shown = [(panel.alpha, len(panel.rollouts)) for panel in read(tmp_path / "r").panels]
+    assert shown == [(-1, 6), (0, 12), (0.1, 12), (0.3, 12), (0.300001, 6), (10, 6)]
 
 
 def test_an_alpha_found_nowhere_gets_a_warning_and_a_panel_or_is_an_error(sweep, out):
-    held = read(sweep, alphas=(3, 1))
-    assert [(panel.alpha, panel.n) for panel in held.panels] == [(1, 12), (3, 0)]
-    noted(held, "Requested but in no cell: alpha 3")
-    noted(held, "Left out alpha 0, 2: ", "not requested")
+    some = read(sweep, alphas=(3, 1))
+    assert [panel.alpha for panel in some.panels] == [1, 3] and held(some) == (["a", "b"], [12, 0])
+    assert noted(some, "alpha 3: not in every cell") and noted(some, "alpha 0", "alpha 2", "--alphas")
     error = refused(out, 1, "--runs-root", sweep, "--alphas", 3)
-    assert "`a`, `b`" in error and "0, 1, 2" in error
-    change(sweep / "a", MASS, at("2.0", GONE))
-    change(sweep / "b", KL, at("2.0", GONE))
-    assert "`a`: not in pmass_eval; `b`: not in trajectory.json" in refused(out, 1, "--runs-root", sweep, "--alphas", 2)
-
-
-def test_alphas_are_matched_as_numbers_in_numeric_order_and_but_for_rounding(tmp_path):
-    rounded = 0.1 + 0.2
-    random_cell(tmp_path / "r" / "a", alphas=[10.0, -1.0, rounded, -0.0])
-    random_cell(tmp_path / "r" / "b", 1, alphas=[0.0, 0.3, 0.3000001])
-    within = random_cell(tmp_path / "r" / "c", 2, alphas=[0.3])  # its files disagree
-    change(within, MASS, lambda lists: {str(rounded): lists["0.3"]})
-    expected = {"-1": 6, "0": 12, "0.3": 18, "0.3000001": 6, "10": 6}
-    for alphas in ((), (10, rounded), (-1, 0.3, -0.0), (0.3, rounded)):
-        held = read(tmp_path / "r", alphas=alphas)
-        shown = {panel.alpha_text: panel.n for panel in held.panels}
-        assert list(shown.items()) == [(a, n) for a, n in expected.items() if not alphas or float(a) in {*alphas, 0.3}]
-        assert "in no cell" not in str(held.notes)
-        assert {line.split(",")[2] for line in ska.rollouts_csv(held).splitlines()[1:]} == shown.keys()
-        (tmp_path / ska.SUMMARY_FILE).write_text(ska.summary_text(held), encoding="utf-8")
-        assert {row["alpha"]: int(row["n"]) for row in table(tmp_path, 1)} == shown
-
-
-@pytest.mark.filterwarnings("error")
-def test_alphas_beyond_the_square_of_any_number_and_kl_without_a_logarithm_are_drawn(tmp_path, out):
-    alphas = ("-1e200", "1e-200", "1", "1e200")
-    write_cell(tmp_path / "r" / "a", {a: [[0.5] * 40] for a in alphas}, {a: [[1, 0, 1]] for a in alphas})
-    assert run("--runs-root", tmp_path / "r", "--out", out, "--dpi", 20).status == 0
-    assert [row["alpha"] for row in table(out, 1)] == ["-1e+200", "1e-200", "1", "1e+200"]
-    assert [row["over_target"] for row in table(out, 2)] == ["0%", "100%", "0%", "0%"]
-    assert table(out)[0]["died_within_budget"] == "3 of 3"
-    for kl in (0, -1, INF, NAN):
-        write_cell(tmp_path / "r" / "a", {a: [[kl] * 40] for a in "12"}, {a: [[1, 0, 1]] for a in "12"})
-        assert ska.draw_dose(read(tmp_path / "r", dpi=20)).axes
+    assert str(sweep) in error and "`a`, `b`" in error and "--alphas" in error
+    assert re.search("0, .*1, .*2", error)  # what is there
 
 
 WRONG = [
-    (("--threshold", 0), "--threshold must lie in (0, 1]"),
-    (("--threshold", 1.01), "--threshold must lie in (0, 1]"),
-    (("--threshold", "nan"), "--threshold must lie in (0, 1]"),
-    (("--calib-tokens", 0), "--calib-tokens must be at least 1"),
-    (("--window", 0), "--window, in tokens, must be at least 1"),
-    (("--metric", "kl"), "--metric must be pmass or pmass_<name>"),
-    (("--alphas", "inf"), "--alphas must be finite numbers"),
-    (("--line-lw", 0), "--line-lw, in points, must be above 0"),
-    (("--line-alpha", 2), "--line-alpha must lie in (0, 1]"),
-    (("--dpi", 5), "--dpi must lie between 20 and 2400"),
-    (("--roll", 0, "--ncols", 0), "--roll, in tokens, must be at least 1; --ncols must be at least 1"),
-    (("--palette", "no such"), "'no such' is not a seaborn palette; try"),
+    *((f"--threshold {value}", "--threshold must lie in (0, 1]") for value in ("0", "1.01", "nan")),
+    ("--metric kl", "--metric must be pmass or pmass_<name>"),
+    *((f"--{name} 0", f"--{name}") for name in ("window", "roll", "calib-tokens", "ncols")),
+    *((f"--alphas 1 {word}", "--alphas must be plain numbers") for word in ("0_5", "inf", "nan", "1,2", "x")),
+    *((f"--line-lw {value}", "--line-lw") for value in ("0", "inf")),
+    *((f"--line-alpha {value}", "--line-alpha must lie in (0, 1]") for value in ("0", "2")),
+    *((f"--dpi {value}", "--dpi must lie between") for value in ("5", "9999")),
+    ("--formats", "--formats must be png, pdf or svg"),
+    ("--palette nosuch", "'nosuch' is not a seaborn palette; try "),
+    ("--threshold 2 --dpi 1", "--threshold must lie in (0, 1]; --dpi must lie between"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "message"), WRONG)
-def test_a_wrong_value_is_refused_before_any_file_is_read(tmp_path, out, flags, message):
-    assert message in refused(out, 2, "--runs-root", tmp_path / "nowhere", *flags)
+@pytest.mark.parametrize(("flags", "said"), WRONG)
+def test_a_wrong_value_is_refused_before_any_file_is_read(tmp_path, out, flags, said):
+    assert said in refused(out, 2, "--runs-root", tmp_path / "nowhere", *flags.split())
 
 
-WORDS = [
-    (("--edges", "wrap"), {"edges": "wrap"}, "--edges"),
-    (("--calib-on", "all"), {"calib_on": "all"}, "--calib-on"),
-    (("--rows", "layer"), {"rows": "layer"}, "--rows"),
-    (("--formats", "gif"), {"formats": ("gif",)}, "--formats"),
-    *((("--out", name), {"out": name}, "--out must name a folder") for name in ("figure.png", "x/figure.PDF", "f.svg")),
-    (("--alphas", "0,1,2"), {}, "--alphas 0 1 2\n"),
-    (("--alphas", "0,", "-1,", "2"), {}, "--alphas 0 -1 2\n"),
-    (("--alphas=0,1",), {}, "--alphas 0 1\n"),
-    (("--alphas", "0", "1,2", "--roll", "3"), {}, "--alphas 0 1 2\n"),
-    (("--formats", "png", "pdf,svg"), {}, "--formats png pdf svg\n"),
-]
+WORDS = ("edges=wrap", "rows=layer", "formats=gif", "out=", "out=x.png", "out=x/figure.PDF", "out=f.svg")
 
 
-@pytest.mark.parametrize(("flags", "args", "said"), WORDS)
-def test_words_that_a_flag_does_not_take_are_wrong_use_and_commas_get_the_right_form(tmp_path, flags, args, said):
-    result = run("--runs-root", tmp_path / "nowhere", *flags)
-    assert (result.status, result.out, run().status) == (2, "", 2)
-    assert said in result.err and (args or (result.err.startswith("ERROR: ") and result.err.count("\n") <= 2))
-    if args:
-        with pytest.raises(ska.UsageError, match=f"^{said}"):
-            read(tmp_path / "nowhere", **args)
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_that_a_flag_does_not_take_is_wrong_use(tmp_path, word):
+    name, value = word.split("=")
+    for argv in ([f"--{word}"], [f"--{name}", value]):
+        result = run("--runs-root", tmp_path / "nowhere", *argv)
+        assert (result.status, result.out) == (2, "") and f"--{name}" in result.err
+    with pytest.raises(ska.UsageError, match=f"^--{name} must"):
+        read(tmp_path / "nowhere", **{name: (value,) if name == "formats" else value})
 
 
-LARGE = [
-    (("--dpi", 2400), ("65535 pixels", "--alphas", "--ncols", "--dpi"), "--model-contains"),
-    (("--dpi", 500, "--rows", "cell"), ("65535 pixels", "--alphas", "--model-contains", "--dpi"), "--ncols"),
-    (("--formats", "pdf", "--ncols", 1), ("200 inches", "--alphas", "--ncols"), "--dpi"),
-]
-
-
-@pytest.mark.parametrize(("flags", "advice", "useless"), LARGE)
-def test_a_figure_larger_than_its_format_can_hold_says_what_makes_it_smaller(tmp_path, out, flags, advice, useless):
+@pytest.mark.parametrize("flags", [("--dpi", 2400), ("--formats", "pdf", "--ncols", 1)])
+def test_a_figure_larger_than_its_format_holds_says_its_size_and_what_makes_it_smaller(tmp_path, out, flags):
     alphas = [str(k) for k in range(160)]
     write_cell(tmp_path / "r" / "a", {a: [[1.0]] for a in alphas}, {a: [[1, 1, 1]] for a in alphas})
     error = refused(out, 1, "--runs-root", tmp_path / "r", *flags)
-    size = [int(number) for number in re.search(r"(\d+) x (\d+) pixels", error).groups()]
-    assert max(size) > (2**16 if "--dpi" in flags else 200 * 160)
-    assert all(word in error for word in advice) and useless not in error
+    size = re.search(r"(\d+) x (\d+) pixels", error).groups()
+    assert max(map(int, size)) > (2**16 if "--dpi" in flags else 200 * 160)
+    assert "--alphas" in error and "--dpi" in error
 
 
-def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tmp_path, sweep, out, monkeypatch):
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "tyro.py").write_text("raise ModuleNotFoundError(name='tyro')\n")
-    result = shell("--help", env=os.environ | {"PYTHONPATH": str(tmp_path / "fake")})
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"ERROR: the package tyro is missing\nInstall it: {sys.executable} -m pip install tyro\n"
-    monkeypatch.setitem(sys.modules, "seaborn", None)  # importing it is an error
-    error = refused(out, 1, "--runs-root", sweep, "--palette", "Set2")
-    assert "--palette" in error and f"{sys.executable} -m pip install seaborn" in error
-    assert run("--runs-root", sweep, "--out", out, *SMALL).status == 0  # only a palette needs it
-
-
-def test_an_out_that_cannot_be_used_is_named_before_anything_is_read_or_drawn(sweep, tmp_path, monkeypatch):
+def test_an_out_that_cannot_be_a_folder_is_named_before_anything_is_read(tmp_path):
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "link").symlink_to("nowhere")
-    (tmp_path / "folder" / f"{ska.FIGURE_STEM}.png").mkdir(parents=True)
-    wrong = {"file": "a file, not", "link": "a link to nothing", f"folder/{ska.FIGURE_STEM}.png": "a folder in"}
-    monkeypatch.setattr(ska, "draw", lambda *_: pytest.fail("drawing has begun"))
-    for out in ("file", "file/deeper/still", "link", "link/deeper", "folder"):
-        with pytest.raises(ska.SweepError) as raised:
-            ska.write(read(sweep, out=tmp_path / out))
+    (tmp_path / "link").symlink_to("nothing")
+    for out in ("file", "file/deeper/still", "link", "link/deeper"):
         result = run("--runs-root", tmp_path / "nowhere", "--out", tmp_path / out)
-        assert (result.status, result.err) == (1, f"ERROR: {raised.value}\n")
-        (said,) = [f"{tmp_path / name} is {what}" for name, what in wrong.items() if name[:4] == out[:4]]
-        assert said in result.err and "--out" in result.err
-    assert contents(tmp_path / "folder") == {f"{ska.FIGURE_STEM}.png": b""}
-    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+        assert result.status == 1 and result.err.count("\n") == 1
+        assert result.err.startswith(f"ERROR: {tmp_path / out[:4]}: ") and "--out" in result.err
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nothing").exists()
 
 
-def test_a_run_touches_nothing_of_the_users_and_warns_of_its_notes_and_of_stale_figures(sweep, out):
-    part = f".{ska.SUMMARY_FILE}.0123456789abcdef0123456789abcdef.part"
-    for name in (".kl_alive_mine", part):
-        (out / name).mkdir()
-        (out / name / "thesis.tex").write_text("mine")
-        os.utime(out / name, (0, 0))
-    figures = {f"{stem}.{end}" for stem in (ska.FIGURE_STEM, ska.DOSE_STEM) for end in ska.FIGURE_FORMATS}
-    for name in figures:
-        (out / name).write_text("older")
-    (sweep / "b" / ska.PMASS_FILE).unlink()
-    before = contents(out)
-    result = run("--runs-root", sweep, "--out", out, *SMALL, "--no-dose", "--formats", "pdf")
-    assert result.status == 0
-    written = {f"{ska.FIGURE_STEM}.pdf", ska.SUMMARY_FILE, ska.ROLLOUTS_FILE}
-    after = contents(out)
-    assert after.keys() == before.keys()
-    assert {name for name in after if after[name] != before[name]} == written
-    assert [(out / name / "thesis.tex").read_text() for name in (".kl_alive_mine", part)] == ["mine"] * 2
-    warned = re.findall("^WARNING: (.*)", result.err, re.MULTILINE)
-    assert [note for note in warned if "earlier run" not in note] == read(sweep).notes
-    stale = {note.split(" is left over")[0] for note in warned if "earlier run" in note}
-    assert stale == {f"{out / name}" for name in figures - written}
-    assert "INFO: 1 cell, 18 rollouts: a\n" in result.err
+def lines(seed, n_tokens=80):
+    """KL that rises, so that no first token makes its scale; the last of the three has reached EOS."""
+    rising = [[0.1 + 0.1 * i + 0.3 * seed + 0.01 * t for t in range(n_tokens)] for i in range(3)]
+    return [*rising[:2], rising[2][:70] + [NAN] * 10]
 
 
-def test_a_rollout_of_another_model_prompt_or_length_is_no_copy(tmp_path):
-    rows, pmass = [[1.0] * 30, [2.0] * 30, [3.0] * 30], {"1": [[1, 1, 1]] * 3}
-    write_cell(tmp_path / "r" / "a", {"1": rows}, pmass, {"1": [30] * 3})
-    write_cell(tmp_path / "r" / "b", {"1": [rows[1], rows[0], rows[2]]}, pmass, {"1": [30, 30, 31]})
-    write_cell(tmp_path / "r" / "c", {"1": rows}, pmass, {"1": [30] * 3}, model="org/other")
-    assert counts(read(tmp_path / "r")) == [9]
-    change(tmp_path / "r" / "b", LENGTHS, {"1": [30] * 3})
-    held = read(tmp_path / "r")
-    assert (counts(held), [(r.prompt_index, r.copy_of) for r in held.rollouts if r.copy_of]) == ([8], [(2, "a")])
+@pytest.fixture
+def clean(tmp_path):
+    """Two cells of three rollouts at alpha 0 and 1, with nothing unusual in them."""
+    for seed, name in enumerate("ab"):
+        kl = {"0.0": [[0.008 + seed / 1000] * 80] * 3, "1.0": lines(seed)}
+        pmass, lengths = {key: [[0.9] * 3] * 3 for key in kl}, {key: [80, 80, 70] for key in kl}
+        write_cell(tmp_path / "clean" / name, kl, pmass, lengths, [0, 40, 80], window=80, seed=seed)
+    return tmp_path / "clean"
 
 
-def test_names_with_anything_in_them_are_rows_of_their_own_in_numeric_order(tmp_path, out):
-    odd = ["run10", "run2", "a b", "it's", "new\nline", "'new\\nline'", "$x_1$", "pipe|pipe", "\\alpha", "ελ", "模型"]
-    for seed, name in enumerate([*odd, os.fsdecode(b"raw\xff")]):
-        random_cell(tmp_path / "r" / name, seed, alphas=[1.0], method=name.encode("utf-8", "replace").decode())
-    flags = ("--rows", "cell", "--formats", "svg", "pdf", "--no-survival")
-    result = run("--runs-root", tmp_path / "r", "--out", out, *flags)
-    assert result.status == 0, result.err
-    assert {line.split(": ")[0] for line in result.err.splitlines()} == {"INFO", "WARNING"}
-    for k in range(4):
-        rows = [row["cell"] for row in table(out, k)]
-        assert len({*rows}) == 12 and rows.index("run2") + 1 == rows.index("run10") and "pipe\\|pipe" in rows
-    assert {row["n"] for row in table(out, 1)} == {"6"}
-    assert len({*ska.facet_titles(read(tmp_path / "r", rows="cell")).values()}) == 12
+def kl_from(*values):
+    """Other values at the start of the second cell's first rollout at alpha 1."""
+    return {KL: at("1.0", [[*values, *lines(1)[0][len(values) :]], *lines(1)[1:]])}
+
+
+NOTES = [  # what is changed in the second cell, and the parts of the one note that comes of it
+    ({"method": "pca"}, "2 methods pooled", "--rows method", "mean_diff, pca"),
+    ({"model": "org/n"}, "2 models pooled", "--rows model", "org/m, org/n"),
+    ({"seed": 0, "layer": 20}, "share model, method and seed (layers 3, 20): --rows cell", "`a`, `b`"),
+    ({MASS: at("0.0", [[0.9, 0.5, 0.5], [0.9] * 3, [0.9] * 3])}, "Deaths at alpha 0", "(alpha 0: 1)"),
+    ({KL: at("0.0", [[0.0101] * 80] * 3)}, "alpha 0 above 1% of the budget", "(alpha 0: 3)"),
+    ({MASS: at("1.0", [[0.5, 0.9, 0.9]] * 2 + [[0.9] * 3])}, "that died recovered", "(alpha 1: 2)"),
+    ({LENGTHS: at("1.0", [80, 80, 50])}, "Not smoothed", "--roll 65", "(alpha 1: 1)"),
+    ({KL: at("1.0", lines(1, 75))}, "Records that end before EOS", "(alpha 1: 2)"),
+    (kl_from(9), "first token", "17% of all", "--edges", "(alpha 1: 1)"),
+    ({MASS: at("1.0", [[NAN] * 3, [None] * 3, [0.9] * 3])}, "never measured", "(alpha 1: 2)"),
+    (kl_from(0.4, NAN, None), "Tokens whose KL is NaN", "a gap", "(alpha 1: 2)"),
+    (kl_from(0.4, INF, 1.1e6, 2e6), "above 1e+06 nats", "a gap", "(alpha 1: 3)"),
+    (dict.fromkeys(LISTS, at("1.0", GONE)), "Not every cell holds every alpha", "alpha 1: not in `b`"),
+    ({KL: at("1.0", lines(0))}, "Exact copies", "counted once", "`b`: 3"),
+]
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_what_is_unusual_is_noted_once_with_where_and_how_often(clean, case):
+    assert read(clean).notes == []
+    changes, *parts = case
+    for key, value in changes.items():
+        change(clean / "b", key, value)
+    assert read(clean).notes == [noted(read(clean), *parts)]
+
+
+def test_notes_are_warnings_of_the_program_and_stand_in_the_summary(clean, out):
+    change(clean / "b", MASS, at("1.0", [[NAN] * 3] * 3))
+    (shutil.copytree(clean / "a", clean / "bad") / PMASS).write_text("{")
+    notes = read(clean, rows="cell", skip_bad_cells=True).notes
+    assert f"Left out `bad`: {PMASS}: not JSON" in notes[0] and "(b at alpha 1: 3)" in notes[1]
+    result = run("--runs-root", clean, "--out", out, *SMALL, "--rows", "cell", "--skip-bad-cells")
+    assert result.err == f"WARNING: {notes[0]}\nWARNING: {notes[1]}\nINFO: 2 cells, 12 rollouts: a, b\n"
+    assert f"\n- {notes[0]}\n- {notes[1]}\n" in (out / ska.SUMMARY_FILE).read_text()
+
+
+@pytest.fixture
+def greedy(clean):
+    """Three seeds of the same rollouts, as greedy decoding ignores the seed."""
+    shutil.rmtree(clean / "b")
+    for seed in (1, 2):
+        change(shutil.copytree(clean / "a", clean / f"s{seed}"), "seed", seed)
+    return clean
+
+
+def test_rows_that_only_repeat_another_are_left_out_with_one_warning(greedy):
+    one = read(greedy, rows="seed")
+    assert [*one.facets] == ["0"]
+    assert one.notes == [noted(one, "only repeat another seed", "--keep-duplicates", "(1, 2)")]
+    assert [*read(greedy, rows="seed", keep_duplicates=True).facets] == ["0", "1", "2"]
+    change(greedy / "s2", KL, at("1.0", lines(2)))  # then its control alone is a copy
+    assert [*read(greedy, rows="seed").facets] == ["0", "2"]
+
+
+def test_copies_count_once_in_a_panel_but_on_demand_each_time(greedy):
+    once, each = read(greedy), read(greedy, keep_duplicates=True)
+    assert (held(once)[1], held(each)[1]) == ([3, 3], [9, 9])
+    assert "counted once" in noted(once, "Exact copies", "(`s1`: 6, `s2`: 6)")
+    assert "counted once" not in noted(each, "Exact copies", "(`s1`: 6, `s2`: 6)")
+    assert [r.copy_of for r in each.rollouts] == [r.copy_of for r in once.rollouts] == [""] * 6 + ["a"] * 12
+
+
+NO_COPIES = [  # of two cells of six rollouts, how many are none
+    ("model", "org/other", 6),
+    (KL, at("1.0", [lines(0)[1], lines(0)[0], lines(0)[2]]), 2),  # the first two have changed places
+    (KL, at("1.0", [[0.0] * 80, [NAN] * 80, [INF] * 80]), 6),  # there is nothing to compare
+    (MASS, at("1.0", [[0.9] * 3, [0.9] * 3, [0.9, 0.9, 0.91]]), 1),
+    (LENGTHS, at("1.0", [80, 80, 69]), 1),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "n_not"), NO_COPIES)
+def test_a_rollout_of_another_model_prompt_kl_pmass_or_length_is_no_copy(greedy, key, value, n_not):
+    for name in ("s1", "s2"):
+        change(greedy / name, key, value)
+    assert [r.copy_of for r in read(greedy).rollouts if r.cell.name != "a"].count("") == n_not
