@@ -1245,7 +1245,7 @@ def draw(sweep: Sweep) -> Figure:
     strip_height = STRIP_HEIGHT + STRIP_GAP if args.survival else 0
     ticks_height = TICKS_HEIGHT + TEXT_LINE * args.survival
     line_height = LINE_GAP + 2.3 * TEXT_LINE + kl_height + strip_height + ticks_height
-    titles = [textwrap.fill(title, int(page_width / BOLD_LETTER)) for title, _ in lines]
+    titles = [textwrap.fill(title, int((page_width - 2 * PAGE_MARGIN) / BOLD_LETTER)) for title, _ in lines]
     heights = [line_height + 1.25 * TEXT_LINE * len(title.splitlines()) for title in titles]
     with own_style():
         figure = new_page(page_width, sum(heights), *page_words(sweep), legend_handles(sweep), args)
@@ -1508,8 +1508,8 @@ def draw_kl_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str, An
         for target_kl in {cell.target_kl for cell in sweep.cells}:
             ax.plot(between, between**2 * target_kl, zorder=2, **TARGET_STYLE)
     bottom, top = ax.get_ylim()
-    is_wide = top > 20 * bottom  # else no round number may lie within
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=4) if is_wide else MaxNLocator(3))
+    by_decades = LogLocator(subs=(1, 3) if top < 1e3 * bottom else (1,), numticks=4)
+    ax.yaxis.set_major_locator(by_decades if top > 20 * bottom else MaxNLocator(3))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter("{x:g}")
 

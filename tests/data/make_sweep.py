@@ -49,7 +49,8 @@ FORK_POINTS = [0, *sorted({round(float(s)) for s in np.geomspace(1, WINDOW, 12)}
 
 INSTRUCTION = "{} Explain why in three paragraphs, then state your conclusion."
 PROBE = (
-    '<|im_end|>\n<|im_start|>user\nSo is it true or false? Answer with JSON: {"answer": true} or {"answer": false}.'
+    "<|im_end|>\n<|im_start|>user\n"
+    'So is it true or false? Answer with JSON: {"answer": true} or {"answer": false}.'
     '<|im_end|>\n<|im_start|>assistant\n{"answer":'
 )
 ANSWERS = ("true", "false", "True", "False", " true", " false", " True", " False")
@@ -124,7 +125,9 @@ class Steered:
         weights = next(folder.glob("*.gguf")).name
         self.tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=weights)
         self.tokenizer.padding_side = "left"  # so that every row's next token stands in the last column
-        self.model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=weights, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=weights, dtype=torch.float32
+        ).eval()
         self.direction = torch.zeros(self.model.config.hidden_size)
         self.ablate = False
         self.coef = torch.zeros(1)
@@ -184,7 +187,9 @@ def rollouts(
     kl, pmass, tokens = [], [], []
     for t in range(n_tokens + 1):
         steered.coef = both
-        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
         cache = out.past_key_values
         if t in forks:
             forked = copy.deepcopy(cache)
@@ -227,7 +232,9 @@ def bisect_c_star(steered: Steered) -> float:
             return c
         if high < 1.001 * low:
             return low
-        c *= (TARGET_KL / p95) ** 0.5  # KL grows about as c squared; where that hardly narrows the bracket, halve it
+        c *= (
+            TARGET_KL / p95
+        ) ** 0.5  # KL grows about as c squared; where that hardly narrows the bracket, halve it
         margin = (high - low) / 10
         if high < float("inf") and not low + margin < c < high - margin:
             c = (low + high) / 2
@@ -292,8 +299,12 @@ def run_cell(steered: Steered, method: str, folder: Path, alphas: list[float]) -
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "smollm2_w256", help="folder of the cells")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "smollm2_w256", help="folder of the cells"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--alphas", nargs="+", type=float, default=list(ALPHAS))
     args = parser.parse_args()
