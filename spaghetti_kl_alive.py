@@ -9,21 +9,22 @@
 Reads a finished sweep and writes two figures and their numbers, for a shell, a Makefile or a notebook.
 
   kl_alive_spaghetti.png  one panel per steering strength alpha. Each thin line is one rollout:
-                          KL(steered || base) against token, orange once the model has failed to answer.
-                          Below it: the share that never failed, and the share that answers at each token.
-  kl_alive_dose.png       the overview: KL and the share that never failed, against alpha.
+                          KL(steered || base) against token, orange once it has died. Below it: the share
+                          that never died, and the share at or above the threshold at each token.
+  kl_alive_dose.png       the overview: KL and the share that never died, against alpha.
   kl_alive_summary.md     every number with its interval, a caption for the figure, and what was left out.
   kl_alive_rollouts.csv   one row per rollout.
 
 A rollout is one generated text. At a few of its tokens, the fork points, an answer was forced: pmass is the
 probability mass on true and false there. A rollout died if its pmass was below --threshold at any fork point.
-The budget is target_kl, which c_star was calibrated to at alpha = 1.
+The budget is target_kl, the KL that c_star was calibrated to reach at alpha = 1.
 
   python spaghetti_kl_alive.py --runs-root runs/sweep --rows method --formats png pdf
   sweep = read(Args(runs_root="runs/sweep")); figure = draw(sweep); numbers = tables(sweep)   # from Python
 
-Each folder in --runs-root is a cell with calib.json, trajectory.json and pmass.json. --version prints the
-version. Exit status: 0: all files written; 1: the data does not allow it; 2: wrong use; 130: interrupted.
+Each folder in --runs-root is a cell with calib.json, trajectory.json and pmass.json; names that start with
+_ or . are passed over. --version prints the version.
+Exit status: 0: all files written; 1: it could not be done; 2: wrong use; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ import gc
 import io
 import itertools
 import json
-import logging
 import math
 import os
 import re
+import stat
 import sys
 import tempfile
 import textwrap
@@ -48,7 +49,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -80,10 +81,10 @@ CALIB_FILE, TRAJECTORY_FILE, PMASS_FILE = CELL_FILES = ("calib.json", "trajector
 FIGURE_STEM, DOSE_STEM = "kl_alive_spaghetti", "kl_alive_dose"
 SUMMARY_FILE, ROLLOUTS_FILE = "kl_alive_summary.md", "kl_alive_rollouts.csv"
 FORMATS = {"png", "pdf", "svg"}
-MIN_SCALE = 1e-8  # nats; a scale at or below it is no scale
 MAX_KL = 1e6  # nats; log-probabilities do not reach that far, so KL beyond it is a broken measurement
 MAX_ALPHA = 1e6  # no multiple of c_star is larger than this
 MAX_TOKENS = 1e9  # no count of tokens is larger than this
+NOT_REQUESTED = "not requested (--alphas)"  # why a cell's alpha is left out
 logger.disable(__name__)  # as a library it logs nothing; main turns it on
 
 
@@ -97,7 +98,7 @@ class Args:
     alphas: Annotated[tuple[str | float, ...], tyro.conf.arg(metavar="[ALPHA ...]")] = ()
     """Steering strengths to draw, multiples of c_star, separated by spaces. Default: every alpha there is."""
     window: int | None = None
-    """Use at most this many tokens of each rollout. Default: the window in calib.json."""
+    """Draw and count at most this many tokens of each rollout. Default: the window in calib.json."""
     keep_duplicates: bool = False
     """Count exact copies of a rollout, and show rows that only repeat others, instead of leaving them out."""
     skip_bad_cells: bool = False
@@ -141,7 +142,7 @@ class Args:
     dpi: int = 160
     """Resolution of the PNG, in pixels per inch."""
 
-    @property
+    @cached_property
     def requested_alphas(self) -> list[float]:
         """Ascending, each once; NaN for what is no number."""
         return sorted({alpha_of(alpha) for alpha in np.atleast_1d(self.alphas).tolist()})
@@ -149,12 +150,12 @@ class Args:
     @property
     def root(self) -> Path:
         """The folder of the sweep, named as it was given: a link by its own name, not by its target's."""
-        return Path(os.path.abspath(Path(self.runs_root).expanduser()))  # noqa: PTH100  # resolve follows it
+        return Path(os.path.abspath(os.path.expanduser(self.runs_root)))  # resolve follows it
 
     @property
     def out_folder(self) -> Path:
         default = Path("figs") / f"{self.root.name}_kl_alive"
-        return default if self.out is None else Path(self.out).expanduser()
+        return default if self.out is None else Path(os.path.expanduser(self.out))
 
 
 class SweepError(Exception):
@@ -170,7 +171,7 @@ class UsageError(SweepError):
 
 
 def alpha_of(key: object) -> float:
-    """A steering strength to 6 significant digits, as rounding must not make two of it; NaN if it is none."""
+    """A steering strength to 6 significant digits, as rounding must not make two of it; NaN if no number."""
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", str(key)):
         return math.nan  # float() would take 0_5 for 5
     alpha = float(f"{float(str(key)):.6g}")
@@ -180,19 +181,19 @@ def alpha_of(key: object) -> float:
 def check_args(args: Args) -> None:
     """Raise UsageError where a flag has a value that makes no sense, before any file is read."""
     counts = [count for count in (args.window, args.roll, args.calib_tokens, args.ncols) if count is not None]
-    are_numbers = all(map(math.isfinite, args.requested_alphas))
     rules = {
         "--threshold must lie in (0, 1]": 0 < args.threshold <= 1,
         "--edges must be pad or shrink": args.edges in ("pad", "shrink"),
         "--rows must be method, model, seed or cell": args.rows in (None, "method", "model", "seed", "cell"),
         "--metric must be pmass or pmass_<name>": args.metric.split("_")[0] == "pmass",
         "--window, --roll, --calib-tokens and --ncols must be at least 1": min(counts) >= 1,
-        "--alphas must be plain numbers, as in --alphas 0.5 1 2": are_numbers,
+        "--alphas must be plain numbers, as in --alphas 0.5 1 2": np.isfinite(args.requested_alphas).all(),
         "--line-lw, in points, must be above 0": 0 < args.line_lw < math.inf,
         "--line-alpha must lie in (0, 1]": args.line_alpha is None or 0 < args.line_alpha <= 1,
         "--dpi must lie between 20 and 2400": 20 <= args.dpi <= 2400,
         "--formats must be png, pdf or svg": args.formats and {*args.formats} <= FORMATS,
-        "--out must name a folder": args.out != "" and args.out_folder.suffix.lower()[1:] not in FORMATS,
+        "--runs-root and --out must not be empty": "" not in (args.runs_root, args.out),
+        "--out must name a folder, not a figure": args.out_folder.suffix.lower()[1:] not in FORMATS,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
@@ -319,7 +320,7 @@ class Sweep:
     panels: list[Panel]  # facet by facet, alphas ascending
     notes: list[str]  # what was left out, and what is unusual
 
-    @property
+    @cached_property
     def facets(self) -> dict[str, list[Panel]]:
         """The panels of each row of panels."""
         facets: dict[str, list[Panel]] = defaultdict(list)
@@ -327,7 +328,7 @@ class Sweep:
             facets[panel.facet].append(panel)
         return facets
 
-    @property
+    @cached_property
     def arms(self) -> dict[tuple[str, str], list[Panel]]:
         """The steered panels of each facet and sign of alpha, ascending in size; "" if all have one sign."""
         steered = sorted((p for p in self.panels if p.alpha and p.rollouts), key=lambda p: abs(p.alpha))
@@ -344,9 +345,9 @@ class Sweep:
     def steered_alphas(self) -> list[float]:
         return sorted({panel.alpha for panel in self.panels if panel.alpha and panel.rollouts})
 
-    @property
+    @cached_property
     def one_token_share(self) -> float:
-        """How many of the scales are made by one token."""
+        """The share of the scales that are made by one token."""
         scaled = [r for panel in self.panels for r in panel.rollouts if r.alpha and not math.isnan(r.scale)]
         return sum(r.has_one_token_scale for r in scaled) / max(1, len(scaled))
 
@@ -430,11 +431,11 @@ def parse_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CellError where there is no file, else DamageError."""
     raw = b""
     try:
-        if not path.exists():
-            raise CellError(f"{path.name} is missing")
-        check(path.is_file(), "not a regular file")  # a named pipe would hang
+        check(stat.S_ISREG(path.stat().st_mode), "not a regular file")  # a named pipe would hang
         raw = path.read_bytes()
         content = json.loads(raw)
+    except FileNotFoundError:
+        raise CellError(f"{path.name} is missing") from None
     except OSError as error:
         raise DamageError(error.strerror) from None
     except UnicodeDecodeError:
@@ -455,7 +456,8 @@ def number_array(values: Any, what: str, highest: float | None = None) -> Array:
     array = np.array(values, dtype=float)
     if highest is not None:
         is_outside = (array < 0) | (array > highest)
-        check(not is_outside.any(), f"{what} is not in [0, {highest:.4g}]: {join_first(values, 4)}")
+        outside = join_first(array[is_outside].tolist(), 4)
+        check(not outside, f"{what} is not in [0, {highest:.4g}]: {outside}")
     return array
 
 
@@ -473,7 +475,7 @@ def by_alpha(content: dict[str, Any], key: str) -> dict[float, list[Any]]:
     for name, values in content[key].items():
         alpha = alpha_of(name)
         is_new = abs(alpha) < MAX_ALPHA and alpha not in lists
-        check(is_new, f"{key!r} has the key {name!r}, which is no alpha or there twice")
+        check(is_new, f"{key!r} has the key {name!r}, which is no number, or there twice")
         check(isinstance(values, list), f"{key!r} at alpha {name} is not a list")
         lists[alpha] = values
     return lists
@@ -522,9 +524,9 @@ def load_pmass(folder: Path, args: Args) -> tuple[Array, dict[float, list[Array]
     with json_file(folder / PMASS_FILE) as content:
         if content.get("computed", True) is not True:
             raise CellError('pmass was not measured ("computed" is not true)')
-        filled = [key for key, lists in content.items() if isinstance(lists, dict) and any(lists.values())]
-        if metric not in filled:
-            others = join_first(key for key in filled if key.startswith("pmass"))
+        empty = [key for key, lists in content.items() if isinstance(lists, dict) and not any(lists.values())]
+        if metric not in content or metric in empty:
+            others = join_first(key for key in content if key.startswith("pmass") and key not in empty)
             raise CellError(f"{metric} was not measured" + (f"; --metric may be {others}" if others else ""))
         forks = count_array(content.get("fork_points"), "'fork_points'")
         order = np.argsort(forks, kind="stable")
@@ -538,9 +540,6 @@ def load_pmass(folder: Path, args: Args) -> tuple[Array, dict[float, list[Array]
         lengths = by_alpha(content, lengths_key) if content.get(lengths_key) is not None else {}
         gen_lens = {a: count_array(lengths[a], f"{lengths_key} at alpha {a:.6g}") for a in lengths}
     return forks[order], pmass, gen_lens
-
-
-NOT_REQUESTED = "not requested (--alphas)"
 
 
 def load_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[float, str]]:
@@ -630,12 +629,13 @@ def line_of(kl: Array, alpha: float, args: Args) -> tuple[Array, float]:
     """What is drawn of KL (L,) in nats, (L,) or (0,), and the rollout's scale in nats."""
     smoothed = rolling_mean(kl, args.roll, args.edges)
     scale = p95(smoothed[: args.calib_tokens])
-    scale = scale if scale > MIN_SCALE else math.nan
-    if not args.normalize_kl:
-        return smoothed.astype(np.float32), scale
-    if alpha == 0 or math.isnan(scale):  # the noise of the control, blown up, would be the wildest of all
-        return np.empty(0, dtype=np.float32), scale
-    return (smoothed / scale).astype(np.float32), scale
+    scale = scale if scale > 1e-8 else math.nan  # what is smaller is noise
+    if args.normalize_kl and (alpha == 0 or math.isnan(scale)):
+        return np.empty(
+            0, dtype=np.float32
+        ), scale  # the control's noise, blown up, would be the wildest line
+    unit = scale if args.normalize_kl else 1.0
+    return (smoothed / unit).astype(np.float32), scale
 
 
 # ----------------------------------------------------------------------------------- read: the sweep
@@ -647,15 +647,15 @@ def read(args: Args) -> Sweep:
         problem = "is a file; give its folder" if root.exists() else "no such folder"
         raise SweepError(f"{escaped(root)}: {problem}; --runs-root must name the folder of the cells")
     rollouts, left_out = read_cells(root, args)
-    cells = list(dict.fromkeys(r.cell for r in rollouts))
+    rollouts = mark_copies(rollouts)
+    repeated = [] if args.keep_duplicates else repeated_facets(rollouts, args)
+    shown = [r for r in rollouts if r.cell.facet(args.rows) not in repeated]
+    cells = list(dict.fromkeys(r.cell for r in shown))
     if not args.window and len({cell.window for cell in cells}) > 1:
         each = join_first(f"{escaped(cell.folder / CALIB_FILE)}: {cell.window}" for cell in cells)
         raise SweepError(f"the cells have no window in common; choose one with --window\n{each}")
-    rollouts = mark_copies(rollouts)
-    repeated = [] if args.keep_duplicates else repeated_facets(rollouts, args)
-    panels = make_panels([r for r in rollouts if r.cell.facet(args.rows) not in repeated], args)
     window = args.window or cells[0].window
-    sweep = Sweep(args, escaped(root.name), window, cells, rollouts, panels, [])
+    sweep = Sweep(args, escaped(root.name), window, cells, rollouts, make_panels(shown, args), [])
     return replace(sweep, notes=notes_of(sweep, left_out, repeated))
 
 
@@ -683,8 +683,10 @@ def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[st
                 left_out[reason].append(
                     f"alpha {alpha:.6g}" + ("" if reason == NOT_REQUESTED else f" of {name}")
                 )
-    for place, count in deeper_cells(root, folders).items():
-        left_out["one level too deep; give that folder as --runs-root"].append(f"{count} cells in {place}")
+    depth = 1 if folders == [root] else 2  # a level below the cells
+    deeper = Counter(path.parent.parent for path in sorted(root.glob("[!_.]*/" * depth + CALIB_FILE)))
+    for place, count in deeper.items():
+        left_out["cells that lie deeper than --runs-root is searched"].append(f"{count} in {escaped(place)}")
     if not rollouts:
         reasons = [f"{join_first(things)}: {reason}" for reason, things in left_out.items()]
         reasons = reasons or [f"no folder in it holds {', '.join(CELL_FILES)}"]
@@ -693,7 +695,7 @@ def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[st
 
 
 def cell_folders(root: Path) -> list[Path]:
-    """The folders in `root` that hold one of a cell's files, or that cannot be looked into."""
+    """`root` if it is a cell, else the folders in it that hold one of a cell's files, or that are closed."""
     if all((root / name).is_file() for name in CELL_FILES):
         return [root]
     visible = [path for path in root.iterdir() if not path.name.startswith(("_", "."))]
@@ -704,12 +706,6 @@ def cell_folders(root: Path) -> list[Path]:
     if len(cells) < len(folders):
         logger.info(f"{len(folders) - len(cells)} folders hold none of {', '.join(CELL_FILES)}: no cells")
     return sorted(cells, key=lambda folder: natural_order(folder.name))
-
-
-def deeper_cells(root: Path, folders: Sequence[Path]) -> Counter[str]:
-    """How many cells lie one level deeper than those in `folders`, by the folder that holds them."""
-    found = [*root.glob(f"[!_.]*/{CALIB_FILE}"), *root.glob(f"[!_.]*/[!_.]*/{CALIB_FILE}")]
-    return Counter(escaped(path.parent.parent) for path in sorted(found) if path.parent not in folders)
 
 
 def mark_copies(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -770,7 +766,7 @@ def fates_of(rollouts: Sequence[Rollout], survival: Survival) -> Row:
     """How the rollouts ended: counts and shares, NaN where there is none."""
     ends = Counter(r.end for r in rollouts)
     above_at_end = [r.above[-1] for r in rollouts if r.is_measured]
-    at_end = [float(curve[-1]) for curve in survival[1:4] if len(curve)]
+    at_end = [float(curve[-1]) for curve in (survival.never_died, survival.low, survival.high) if len(curve)]
     return {
         "n": len(rollouts),
         "n_died": ends["died"],
@@ -824,8 +820,8 @@ def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]], repeated: Sequ
     held = {(r.alpha, r.cell.name) for r in sweep.rollouts}
     for alpha in sorted({panel.alpha for panel in sweep.panels}):
         names = [f"`{cell.name}`" for cell in sweep.cells if (alpha, cell.name) not in held]
-        lacking = "every cell" if len(names) == len(sweep.cells) else join_first(names, 6)
-        where["Not every cell holds every alpha"] += [f"alpha {alpha:.6g}: not in {lacking}"] if names else []
+        lacking = "in no cell" if len(names) == len(sweep.cells) else f"not in {join_first(names, 6)}"
+        where["Not every cell holds every alpha"] += [f"alpha {alpha:.6g}: {lacking}"] if names else []
     for panel in sweep.panels:
         for what, count in unusual_in(panel, sweep).items():
             where[what] += [f"{panel.name}: {count}"] if count else []
@@ -858,17 +854,19 @@ def unusual_in(panel: Panel, sweep: Sweep) -> dict[str, int]:
     kl = np.concatenate([np.empty(0), *(r.kl for r in rollouts)])
     over_one_percent = [r for r in rollouts if r.kl_p95 > 0.01 * r.cell.target_kl]
     one_token = [r for r in rollouts if args.normalize_kl and not is_control and r.has_one_token_scale]
-    share = f"{sweep.one_token_share:.0%} of all"
     return {
         "Deaths at alpha 0: the probe fails on the unsteered model": fates["n_died"] * is_control,
-        "KL at alpha 0 above 1% of the budget, so it is not unsteered": len(over_one_percent) * is_control,
+        "KL at alpha 0 above 1% of the budget, so alpha 0 is not unsteered": len(over_one_percent)
+        * is_control,
         "Most of those that died recovered": fates["n_recovered"] * panel.mostly_recovered,
         f"Not smoothed, as shorter than --roll {args.roll}": sum(not r.is_smoothed for r in rollouts),
         "Records that end before EOS, censored there": sum(r.is_cut for r in rollouts),
-        f"Scales of which the first token makes over half, {share}, see --edges": len(one_token),
-        "Rollouts whose pmass was never measured, so in no risk set": panel.n_unmeasured,
-        "Tokens whose KL is NaN, a gap in the line": int(np.isnan(kl).sum()),
-        f"Tokens whose KL is above {MAX_KL:g} nats, a gap, above every budget": int(np.isposinf(kl).sum()),
+        f"Scales made mostly by the first token, {sweep.one_token_share:.0%} of all: see --edges shrink": len(
+            one_token
+        ),
+        "Rollouts whose pmass was never measured, so not in the shares": panel.n_unmeasured,
+        "Tokens whose KL is NaN, so not measured": int(np.isnan(kl).sum()),
+        f"Tokens whose KL is above {MAX_KL:g} nats, so not drawn": int(np.isposinf(kl).sum()),
     }
 
 
@@ -914,15 +912,15 @@ def share_of_tokens(over: Array, total: Array) -> Estimate:
     """A share of tokens and its 95% interval, from counts (m,) by prompt.
 
     Tokens of one prompt are not independent, so the evidence is prompts: delete-one jackknife of the log
-    odds with Student's t (Efron, Tibshirani 1993, An Introduction to the Bootstrap, ch. 11). There is none
-    for m < 3, where a share is 0 or 1, or where all left-out shares are equal.
+    odds with Student's t (Efron, Tibshirani 1993, An Introduction to the Bootstrap, ch. 11). No interval
+    for m < 3, where a share is 0 or 1, or where all shares without one prompt are equal.
     """
     m = len(over)
-    share = over.sum() / total.sum() if m else math.nan
-    left_out = (over.sum() - over) / (total.sum() - total) if m >= 3 else np.zeros(1)
-    if left_out.min() <= 0 or left_out.max() >= 1 or np.ptp(left_out) < 1e-12:
+    share = float(over.sum() / total.sum()) if m else math.nan
+    without_one = (over.sum() - over) / (total.sum() - total) if m >= 3 else np.zeros(1)
+    if without_one.min() <= 0 or without_one.max() >= 1 or np.ptp(without_one) < 1e-12:
         return Estimate(share)
-    middle, *each = (math.log(share / (1 - share)) for share in (share, *left_out))
+    middle, *each = (math.log(part / (1 - part)) for part in (share, *without_one))
     b = beta_quantile(0.95, 0.5, (m - 1) / 2)  # of t² / (m - 1 + t²) where t is Student's
     half = math.sqrt((m - 1) * b / (1 - b)) * math.sqrt((m - 1) * np.var(each))
     low, high = (1 / (1 + math.exp(min(700, -limit))) for limit in (middle - half, middle + half))
@@ -932,7 +930,7 @@ def share_of_tokens(over: Array, total: Array) -> Estimate:
 def kaplan_meier(followed_to: Array, died: Array, forks: Array, weight: float) -> tuple[Array, Array, Array]:
     """The share that never died, at the forks (k,), and its pointwise 95% interval.
 
-    followed_to (m,) in tokens, died bool (m,); who is censored at a token is still at risk there.
+    followed_to (m,) in tokens, died bool (m,); one that is censored at a token is still at risk there.
     `weight` is how much of an independent observation each one is: it widens the interval, not the share.
     The interval is the beta product confidence procedure, by two moments: Fay, Brittain, Proschan (2013),
     Biostatistics 14:723. It is defined everywhere, and without censoring it is Clopper and Pearson's.
@@ -941,12 +939,12 @@ def kaplan_meier(followed_to: Array, died: Array, forks: Array, weight: float) -
     deaths = (followed_to[died][:, None] == forks).sum(axis=0)
     share = np.cumprod(1 - deaths / np.maximum(n_at_risk, 1))
     low, high = np.zeros(len(forks)), np.ones(len(forks))
-    mean = square = 1.0  # moments of the product of one Beta(left + 1, deaths) per fork
-    for k, (risk, left) in enumerate(zip(weight * n_at_risk, weight * (n_at_risk - deaths), strict=True)):
-        mean *= (left + 1) / (risk + 1)
-        square *= (left + 1) * (left + 2) / ((risk + 1) * (risk + 2))
-        # the lower limit: times one more Beta(left, 1)
-        low[k] = quantile_by_moments(0.025, mean * left / (left + 1), square * left / (left + 2))
+    mean = square = 1.0  # moments of the product of one Beta(stay + 1, deaths) per fork
+    for k, (risk, stay) in enumerate(zip(weight * n_at_risk, weight * (n_at_risk - deaths), strict=True)):
+        mean *= (stay + 1) / (risk + 1)
+        square *= (stay + 1) * (stay + 2) / ((risk + 1) * (risk + 2))
+        # the lower limit: times one more Beta(stay, 1)
+        low[k] = quantile_by_moments(0.025, mean * stay / (stay + 1), square * stay / (stay + 2))
         high[k] = quantile_by_moments(0.975, mean, square)
     return share, low, high
 
@@ -1040,7 +1038,7 @@ MAX_ABREAST = 6  # panels side by side
 # lengths in inches on paper
 COLUMN_WIDTH, PAGE_WIDTH, PAGE_MARGIN, LEFT_MARGIN, COLUMN_GAP = 3.3, 6.8, 0.06, 0.53, 0.11
 TEXT_LINE = 0.145  # height of a line
-LETTER, LEGEND_LETTER, BOLD_LETTER = 0.05, 0.055, 0.066  # mean widths of a letter
+LETTER, LEGEND_LETTER, BOLD_LETTER = 0.047, 0.055, 0.066  # mean widths of a letter
 KL_HEIGHT, STRIP_GAP, STRIP_HEIGHT, TICKS_HEIGHT, LINE_GAP, DOSE_HEIGHT = 1.25, 0.07, 0.4, 0.2, 0.06, 1.75
 STYLE_LOCK = threading.RLock()  # matplotlib's rcParams belong to the process: one figure at a time
 
@@ -1070,22 +1068,22 @@ class SelfShowingFigure(Figure):
 
 @lru_cache
 def palette_colours(palette: str | None) -> list[tuple[float, float, float]]:
-    """The colours of alive and dead, RGB in [0, 1]. Raises UsageError for a palette nobody knows."""
+    """The colours of alive and dead, RGB in [0, 1]. Raises UsageError for a palette seaborn does not know."""
     if palette is None:
         return [to_rgb(ALIVE_COLOUR), to_rgb(DEAD_COLOUR)]
     try:
         with warnings.catch_warnings():  # what seaborn imports sets filters of its own
             import seaborn
         return [to_rgb(colour) for colour in seaborn.color_palette(palette, 2)]
-    except ModuleNotFoundError as error:
-        raise SweepError(f"the package {error.name} is missing\n{INSTALL}") from None
+    except ImportError as error:
+        raise SweepError(f"seaborn cannot be imported: {error}\n{INSTALL}") from None
     except Exception:  # a palette's name is a small language of its own, and its errors are of many kinds
         raise UsageError(f"--palette {palette!r} is not a seaborn palette; try deep, muted or Set2") from None
 
 
 # --------------------------------------------------------------------------------- draw: words on a page
 def panel_words(panel: Panel) -> list[tuple[str, str]]:
-    """The words over a panel: strength and deaths; size, and what became of the rollouts."""
+    """The words over a panel: strength and deaths; size, and what else became of the rollouts."""
     n, n_unmeasured = panel.fates["n"], panel.n_unmeasured
     is_measured = n_unmeasured < n or n == 0
     counts = {
@@ -1105,7 +1103,7 @@ def empty_reason(panel: Panel) -> str:
         return ""
     if not panel.rollouts:
         return "no rollouts"
-    if all(np.isnan(r.kl).all() for r in panel.rollouts):
+    if not any(np.isfinite(r.kl).any() for r in panel.rollouts):
         return "KL not measured"
     if panel.alpha == 0:
         largest = max(np.nanmax(r.kl, initial=0.0) for r in panel.rollouts)
@@ -1117,10 +1115,13 @@ def subject(sweep: Sweep) -> str:
     return join_first(short_names(cell.model for cell in sweep.cells).values(), 2)
 
 
-def smoothing_words(args: Args) -> str:
+def smoothing_words(sweep: Sweep) -> str:
+    args, is_crowded = sweep.args, min(panel.fates["n"] for panel in sweep.panels) > MANY
     if args.roll == 1:
         return "not smoothed"
-    return f"mean of {args.roll} tokens" + (", faint where padded" if args.edges == "pad" else "")
+    return f"mean of {args.roll} tokens" + (
+        ", faint where padded" if args.edges == "pad" and not is_crowded else ""
+    )
 
 
 def page_words(sweep: Sweep) -> tuple[str, str]:
@@ -1128,11 +1129,11 @@ def page_words(sweep: Sweep) -> tuple[str, str]:
     args = sweep.args
     change = "orange" if args.palette is None else "recoloured"
     once = f"{change} once {args.metric} fell below {args.threshold:g}"
-    quiet = [f"{args.metric}: probability of true or false", smoothing_words(args)]
+    quiet = [f"{args.metric}: probability of true or false", smoothing_words(sweep)]
     if args.rows not in ("method", "cell"):
-        methods = short_names(cell.method for cell in sweep.cells)
-        pooled = f"{len(methods)} methods pooled: " if len(methods) > 1 else ""
-        quiet.insert(1, pooled + join_first(methods.values(), 4))
+        methods = join_first(short_names(cell.method for cell in sweep.cells).values(), 4)
+        is_pooled = any(len({r.cell.method for r in panel.rollouts}) > 1 for panel in sweep.panels)
+        quiet.insert(1, f"pooled: {methods}" if is_pooled else methods)
     if any(panel.mostly_recovered for panel in sweep.panels):
         quiet.append("hollow box: most that died recovered")
     return f"{subject(sweep)}: KL(steered || base) per token, {once}", "; ".join(quiet)
@@ -1165,7 +1166,7 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
         handles[one] = Line2D([], [], **SCALE_STYLE)
     if not args.normalize_kl and any(r.alpha for r in drawn):
         handles[f"target: {target_label(sweep)}"] = Line2D([], [], **TARGET_STYLE)
-    if args.survival:
+    if args.survival and any(len(panel.survival.forks) for panel in sweep.panels):
         interval = Patch(facecolor=INTERVAL_COLOUR, alpha=0.4)
         handles["share that never died (95% interval)"] = (interval, Line2D([], [], **SHARE_STYLE))
         recovered = Patch(facecolor=dead_colour, alpha=RECOVERED_OPACITY)
@@ -1291,6 +1292,7 @@ def decimated(first: int, line: Array, n_vertices: int) -> Array:
     """Vertices (k, 2) of a stretch of line that starts at token `first`, with k about n_vertices at most.
 
     Of each block of neighbouring tokens the least and the greatest stay: at a block per pixel the same ink.
+    A line with gaps stays as it is.
     """
     width = -(-2 * len(line) // n_vertices)
     keep = np.ones(len(line), dtype=bool)
@@ -1373,7 +1375,7 @@ def draw_lines(ax: Axes, rollouts: Sequence[Rollout], args: Args) -> None:
 
 
 def draw_median(ax: Axes, rollouts: Sequence[Rollout]) -> None:
-    """The median of the lines left, dotted where padding made more than half of them."""
+    """The median of the lines left, dotted where fewer than half of all have a value without padding."""
     if len(rollouts) >= 3:
         median, n_unpadded = median_line(rollouts)
         few = 2 * n_unpadded < len(rollouts)
@@ -1448,9 +1450,9 @@ def draw_strip(ax: Axes, panel: Panel, args: Args) -> None:
             low, high = np.r_[curve.low, curve.low[-1:]], np.r_[1, curve.high]
             not_below = np.maximum(share, np.r_[1, curve.above_now])
             style: dict[str, Any] = {"step": "post", "linewidth": 0}
-            ax.fill_between(t, 0, share, color=alive_colour, alpha=0.28, **style)
+            ax.fill_between(t, 0, share, color=alive_colour, alpha=0.2, **style)
             ax.fill_between(t, share, not_below, color=dead_colour, alpha=RECOVERED_OPACITY, **style)
-            ax.fill_between(t, not_below, 1, color=dead_colour, alpha=0.5, **style)
+            ax.fill_between(t, not_below, 1, color=dead_colour, alpha=0.62, **style)
             ax.fill_between(t, low, high, color=INTERVAL_COLOUR, alpha=0.4, **style)
             ax.plot(t, share, drawstyle="steps-post", clip_on=False, zorder=3, **SHARE_STYLE)
             ax.plot(
@@ -1465,7 +1467,7 @@ def draw_dose(sweep: Sweep) -> Figure:
         raise SweepError(f"{sweep.name}: the overview needs at least two steered alphas")
     args, by = sweep.args, f", by {sweep.args.rows}" if sweep.args.rows else ""
     looks = {}
-    for i, facet in enumerate(sweep.facets):
+    for i, facet in enumerate(dict.fromkeys(facet for facet, _ in sweep.arms)):
         colour, marker = FACET_COLOURS[i % len(FACET_COLOURS)], FACET_MARKERS[i % len(FACET_MARKERS)]
         looks[facet] = FACET_STYLE | {"color": colour, "marker": marker}
     title = f"{subject(sweep)}: how much steering before it breaks{by}"
@@ -1528,9 +1530,9 @@ def draw_share_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str,
         alpha = np.array([panel.alpha for panel in arm]) + shift_of[facet]
         share, low, high = np.array([panel.fates["never_died"] for panel in arm]).T
         at_end = np.array([panel.fates["above_at_end"] for panel in arm])
-        is_open = {**look} | OPEN_STYLE | {"markeredgecolor": look["color"], "markersize": 5.6}
+        open_look = {**look} | OPEN_STYLE | {"markeredgecolor": look["color"], "markersize": 5.6}
         differs = np.flatnonzero(np.abs(at_end - share) > SAME_SHARE)  # else the filled marker says it
-        ax.plot(alpha, at_end, zorder=2.5, markevery=differs.tolist(), **is_open)
+        ax.plot(alpha, at_end, zorder=2.5, markevery=differs.tolist(), **open_look)
         ax.plot(alpha, share, zorder=3, **look)
         ax.vlines(alpha, low, high, look["color"], linewidth=0.8, alpha=0.6, zorder=2)
 
@@ -1597,7 +1599,7 @@ def steering_row(arm: Sequence[Panel]) -> Row:
 
 
 def compared_row(sweep: Sweep, a: str, b: str, sign: str) -> Row:
-    """How many prompts first died at a higher alpha in facet a, and in b, of those that lived unsteered."""
+    """How many prompts first died at a higher alpha in a, and in b; without those that died unsteered."""
     arm_a, arm_b = sweep.arms[a, sign], sweep.arms[b, sign]
     shared = {panel.alpha for panel in arm_a} & {panel.alpha for panel in arm_b}
     first_a, first_b = (first_deaths([p for p in arm if p.alpha in shared]) for arm in (arm_a, arm_b))
@@ -1607,15 +1609,16 @@ def compared_row(sweep: Sweep, a: str, b: str, sign: str) -> Row:
     for prompt in (first_a.keys() & first_b.keys()) - died_unsteered:
         (alpha_a, n_a), (alpha_b, n_b) = first_a[prompt], first_b[prompt]
         if n_a == n_b:  # with more rollouts there are more chances to die
-            later = "a_later" if alpha_a > alpha_b else "b_later" if alpha_a < alpha_b else "not_told_apart"
-            counts[later] += 1
+            counts["a_later"] += alpha_a > alpha_b
+            counts["b_later"] += alpha_a < alpha_b
+            counts["not_told_apart"] += alpha_a == alpha_b
     return counts
 
 
 def threshold_row(panel: Panel, threshold: float) -> Row:
     """How many would have died at thresholds around the one that was chosen."""
     levels = sorted([threshold, *(round(threshold + step, 9) for step in (-0.1, -0.05, 0.05, 0.1))])
-    lowest = [r.pmass.min(initial=math.inf) for r in panel.rollouts]
+    lowest = [float(r.pmass.min(initial=math.inf)) for r in panel.rollouts]
     return {f"{level:g}": sum(pmass < level for pmass in lowest) for level in levels if 0 < level <= 1}
 
 
@@ -1661,7 +1664,8 @@ A rollout died if its pmass was below the threshold at any fork point. `n` = `n_
 or its record ends) + `n_alive` (to the end of the window). `n_died_last`: died only at the fork point after
 the last token. `n_recovered`: died, but was at or above the threshold at the last fork point. `never_died`:
 Kaplan-Meier share and its 95% interval (beta product confidence procedure; the evidence is prompts).
-`above_at_end`: share at or above the threshold at the last fork point.""",
+`above_at_end`: share at or above the threshold at the last fork point. Both shares are of those whose pmass
+was measured; the others count in `n_censored` or `n_alive`.""",
     "kl": """\
 ## What did it cost in KL?
 
@@ -1674,13 +1678,13 @@ tokens; KL falls along a rollout, so percentiles of rollouts of different length
 
 
 def caption(sweep: Sweep) -> str:
-    """Three sentences to paste under the figure."""
+    """Sentences to paste under the figure."""
     args = sweep.args
     unit = f"units of its own 95th percentile over the first {args.calib_tokens} tokens"
     text = f"""KL(steered || base) per token of n rollouts at each steering strength α, in
-        {unit if args.normalize_kl else "nats"} ({smoothing_words(args)}). A rollout died (cross) at the first
-        fork point with {args.metric} below {args.threshold:g}; a tick is EOS, the black line the median, a
-        hollow box says that most of those that died recovered."""
+        {unit if args.normalize_kl else "nats"} ({smoothing_words(sweep)}). A rollout died (cross) at
+        the first fork point with {args.metric} below {args.threshold:g}; a tick is EOS, the black line
+        the median, a hollow box says that most of those that died recovered."""
     if args.survival:
         text += """ Below: the Kaplan-Meier share that never died with its 95% interval, dotted the share at
             or above the threshold at that token, and the number at risk."""
@@ -1703,30 +1707,25 @@ def summary_text(sweep: Sweep) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-NOT_IN_TERMINAL = {"last_above_at_end", "first_above_at_end", "n_died_last", "n_recovered", "n_censored"}
-NOT_IN_TERMINAL |= {"n_alive", "kl_median", "over_budget", "scale", "tokens"}
-
-
 def terminal_text(sweep: Sweep) -> str:
-    """The first tables and a line per panel, with the columns that have room in 80 characters."""
-    tables = table_rows(sweep)
-    panels = [row | kl for row, kl in zip(tables["panels"], tables["kl"], strict=True)]
+    """The first tables and a line per panel, with the columns that have room on a terminal."""
+    too_wide = {"last_above_at_end", "first_above_at_end", "n_died_last", "n_recovered", "n_censored"}
+    too_wide |= {"n_alive", "kl_median", "over_budget", "scale", "tokens"}
+    found = table_rows(sweep)
+    panels = [row | kl for row, kl in zip(found["panels"], found["kl"], strict=True)]
     blocks = ["How much steering does it take?"]
-    for rows in (tables["steering"], tables["compared"], panels):
-        narrow = [{name: row[name] for name in row if name not in NOT_IN_TERMINAL} for row in rows]
+    for rows in (found["steering"], found["compared"], panels):
+        narrow = [{name: row[name] for name in row if name not in too_wide} for row in rows]
         blocks += [table_text(narrow, "plain")] if rows else []
     return "\n\n".join(blocks)
-
-
-CSV_COLUMNS = ["cell", "prompt", "alpha", "observed_tokens", "end", "eos", "death_token", "recovered"]
-CSV_COLUMNS += ["kl_p95_nats", "lowest_pmass", "last_pmass", "scale_nats", "copy_of"]
 
 
 def rollouts_csv(sweep: Sweep) -> str:
     """A row per rollout that was read, copies included."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    columns = ["cell", "prompt", "alpha", "observed_tokens", "end", "eos", "death_token", "recovered"]
+    writer.writerow([*columns, "kl_p95_nats", "lowest_pmass", "last_pmass", "scale_nats", "copy_of"])
     for r in sweep.rollouts:
         lowest, last = (r.pmass.min(), r.pmass[-1]) if r.is_measured else (math.nan, math.nan)
         numbers = ["" if math.isnan(x) else f"{x:.6g}" for x in (r.kl_p95, lowest, last, r.scale)]
@@ -1765,7 +1764,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Draw and write all files, whole or not at all: their paths. Raises SweepError."""
+    """Draw and write all files, each of them whole: their paths. Raises SweepError."""
     args, settings, made_by = sweep.args, sweep.settings_text, f"spaghetti_kl_alive {__version__}"
     options: dict[str, dict[str, Any]] = {
         "png": {
@@ -1795,19 +1794,18 @@ def run(argv: Sequence[str]) -> str:
     if "--version" in argv:
         return f"spaghetti_kl_alive {__version__}"
     args = tyro.cli(Args, args=argv, description=__doc__, prog="spaghetti_kl_alive")
-    check_args(args)
     check_out(args.out_folder)
     sweep = read(args)
     for note in sweep.notes:
         logger.warning(note)
     names = join_first(cell.name for cell in sweep.cells)
-    logger.info(f"{len(sweep.cells)} cells, {len(sweep.rollouts)} rollouts: {names}")
+    logger.info(f"read {len(sweep.rollouts)} rollouts of {names}")
     paths = write(sweep)
     return f"{terminal_text(sweep)}\n\nwrote {' '.join(map(escaped, paths))}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from a shell; returns the exit status. Only here what belongs to the process is set."""
+    """Run from a shell; returns the exit status. What belongs to the process is set here."""
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  # it was closed
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -1815,7 +1813,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not Unicode
     if argv is None:
         gc.freeze()  # what was imported stays, so that collections need not look at it
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Glyph")  # a box on the figure says that the font lacks it
     logger.enable(__name__)
     logger.remove()
     logger.add(sys.stderr, format="{level}: {message}")
