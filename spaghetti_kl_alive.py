@@ -295,10 +295,6 @@ class Panel:
     top: float  # where the KL axis of all panels ends
 
     @property
-    def name(self) -> str:
-        return f"{self.facet} at alpha {self.alpha:.6g}" if self.facet else f"alpha {self.alpha:.6g}"
-
-    @property
     def n_unmeasured(self) -> int:
         """Rollouts without a measured fork."""
         return sum(not r.is_measured for r in self.rollouts)
@@ -427,13 +423,20 @@ def json_file(path: Path) -> Iterator[dict[str, Any]]:
         raise DamageError(f"{path.name}: {damage}") from None
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python alone would keep the last of two equal keys."""
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    check(not twice, f"a key is there twice: {join_first(map(repr, twice), 4)}")
+    return dict(pairs)
+
+
 def parse_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CellError where there is no file, else DamageError."""
     raw = b""
     try:
         check(stat.S_ISREG(path.stat().st_mode), "not a regular file")  # a named pipe would hang
         raw = path.read_bytes()
-        content = json.loads(raw)
+        content = json.loads(raw, object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise CellError(f"{path.name} is missing") from None
     except OSError as error:
@@ -566,7 +569,8 @@ def load_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[float, st
             for i, record in enumerate(zip(kl[alpha], lengths, pmass[alpha], strict=True)):
                 rollouts.append(make_rollout(cell, i, alpha, *record, forks, args))
     if not rollouts:
-        raise CellError("; ".join(dict.fromkeys(missing.values())) or "no rollouts")
+        reasons = "; ".join(dict.fromkeys(missing.values())) or "no rollouts"
+        raise CellError(reasons + (f": alpha {join_first(missing)}" if missing else ""))
     return rollouts, missing
 
 
@@ -823,8 +827,9 @@ def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]], repeated: Sequ
         lacking = "in no cell" if len(names) == len(sweep.cells) else f"not in {join_first(names, 6)}"
         where["Not every cell holds every alpha"] += [f"alpha {alpha:.6g}: {lacking}"] if names else []
     for panel in sweep.panels:
+        of_facet = f"{panel.facet} at " if panel.facet else ""
         for what, count in unusual_in(panel, sweep).items():
-            where[what] += [f"{panel.name}: {count}"] if count else []
+            where[what] += [f"{of_facet}alpha {panel.alpha:.6g}: {count}"] if count else []
     notes = [f"Left out {join_first(dict.fromkeys(things))}: {reason}" for reason, things in left_out.items()]
     return notes + [f"{what} ({join_first(places)})" for what, places in where.items() if places]
 
@@ -1116,12 +1121,9 @@ def subject(sweep: Sweep) -> str:
 
 
 def smoothing_words(sweep: Sweep) -> str:
-    args, is_crowded = sweep.args, min(panel.fates["n"] for panel in sweep.panels) > MANY
-    if args.roll == 1:
-        return "not smoothed"
-    return f"mean of {args.roll} tokens" + (
-        ", faint where padded" if args.edges == "pad" and not is_crowded else ""
-    )
+    args, smallest_n = sweep.args, min(panel.fates["n"] for panel in sweep.panels)
+    faint = ", faint where padded" if args.edges == "pad" and smallest_n <= MANY else ""
+    return f"mean of {args.roll} tokens{faint}" if args.roll > 1 else "not smoothed"
 
 
 def page_words(sweep: Sweep) -> tuple[str, str]:
@@ -1412,9 +1414,9 @@ def draw_reference(ax: Axes, panel: Panel, args: Args) -> None:
     height = (ax.transData - ax.transAxes).transform((0, min(panel.top, levels[-1])))[1]
     words += ": off-scale" if levels[-1] > panel.top else ""
     side, offset = ("top", -2) if height > 0.85 else ("bottom", 2)  # above the line, if there is room
-    ground = [withStroke(linewidth=2.6, foreground="white", alpha=0.9)]
-    place: dict[str, Any] = {"ha": "right", "va": side, "zorder": 6, "path_effects": ground}
-    ax.annotate(words, (1, height), (-1, offset), **place, **OFFSET, size=6.2, color=INK)
+    halo = [withStroke(linewidth=2.6, foreground="white", alpha=0.9)]
+    look: dict[str, Any] = QUIET_STYLE | {"color": INK, "path_effects": halo, "zorder": 6}
+    ax.annotate(words, (1, height), (-1, offset), ha="right", va=side, **look, **OFFSET)
 
 
 def draw_panel(ax: Axes, panel: Panel, args: Args) -> None:

@@ -150,9 +150,9 @@ def smoothed(kl: tuple[float, ...], roll: int, edges: str) -> list[float]:
     """The centred rolling mean of what is finite, token by token."""
     roll = 1 if edges == "pad" and len(kl) < roll else roll
     first, last = (kl[:1], kl[-1:]) if edges == "pad" else ((math.nan,), (math.nan,))
-    padded = roll // 2 * first + kl + roll // 2 * last
+    padded = [x if math.isfinite(x) else None for x in roll // 2 * first + kl + roll // 2 * last]
     windows = [padded[t : t + roll] for t in range(len(kl))]
-    finite = [[x for x in window if math.isfinite(x)] for window in windows]
+    finite = [[x for x in window if x is not None] for window in windows]
     return [math.fsum(values) / len(values) if values else math.nan for values in finite]
 
 

@@ -20,4 +20,5 @@ def python(*words: object, cwd: Path | None = None, **environment: str) -> subpr
 def shell(line: str, *words: object) -> subprocess.CompletedProcess:
     """A line of bash in which "$@" is the script with these words behind it."""
     argv = ["bash", "-c", line, "bash", sys.executable, str(SCRIPT), *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # as it is by default
+    return subprocess.run(argv, capture_output=True, text=True, env=buffered)

@@ -58,9 +58,7 @@ def held(sweep):
     return [cell.name for cell in sweep.cells], [len(panel.rollouts) for panel in sweep.panels]
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("link", "no such"), ("nowhere", "no such"), ("file", "give its folder")]
-)
+@pytest.mark.parametrize(("name", "said"), [("link", "no such"), ("none", "no such"), ("file", "its folder")])
 def test_a_runs_root_that_is_no_folder_is_named_with_what_it_is(tmp_path, out, name, said):
     (tmp_path / "link").symlink_to("nothing")
     (tmp_path / "file").write_text("{}")
@@ -74,7 +72,7 @@ def test_where_no_cell_can_be_used_the_reasons_and_the_folders_of_cells_are_name
     error = refused(out, 1, "--runs-root", tmp_path / "empty")
     assert str(tmp_path / "empty") in error and ", ".join(ska.CELL_FILES) in error and "hidden" not in error
     (tmp_path / "empty").rename(tmp_path / "_empty")
-    assert f"cells in {sweep}" in refused(out, 1, "--runs-root", tmp_path)
+    assert re.search(f"2.* in {sweep}\\b", refused(out, 1, "--runs-root", tmp_path))
     (sweep / "a" / CALIB).write_text("[]")
     shutil.copytree(sweep / "b", sweep / "c")
     error = refused(out, 1, "--runs-root", sweep, "--skip-bad-cells", "--model-contains", "gpt")
@@ -108,7 +106,7 @@ def test_a_cell_that_has_nothing_to_show_is_left_out_and_listed_with_the_reason(
     else:
         for key, value in (dict.fromkeys(LISTS, lambda lists: {"1.0": lists["1.0"]}) | changes).items():
             change(sweep / "b", key, value)
-    assert noted(read(sweep), "Left out `b`: ").rstrip(")").endswith(reason)
+    assert reason in noted(read(sweep), "Left out `b`: ")
     assert held(read(sweep)) == (["a"], [6, 6, 6])
     shutil.rmtree(sweep / "a")
     assert reason in refused(out, 1, "--runs-root", sweep)
@@ -130,7 +128,7 @@ def test_links_to_cells_are_cells_and_hidden_deeper_and_empty_folders_are_not(sw
     (sweep / "log.txt").write_text("")
     assert held(read(sweep)) == (["a", "link"], [12, 12, 12])
     noted(read(sweep), "`gone`", "missing")
-    noted(read(sweep), f"2 cells in {sweep / 'deep'}")
+    noted(read(sweep), "Left out 2 ", f"in {sweep / 'deep'}")
     assert "hidden" not in str(read(sweep).notes)
     said = run("--runs-root", sweep, "--out", out, *SMALL, "--no-dose").err
     assert re.findall("^(INFO: .*) hold none of .*$", said, re.MULTILINE) == ["INFO: 2 folders"]
@@ -144,18 +142,14 @@ DAMAGE = [  # the key, what becomes of it, and what is said
     *((KL, at("1.0", value), "at alpha 1.0 is not a list") for value in (3, None, {})),
     *((KL, at("1.0", value), "alpha 1, rollout 0 is not a list of numbers") for value in NOT_NUMBERS),
     (KL, at("1.0", [[1.0], [10**400]]), "too large"),
-    *((KL, at(key, []), repr(key)) for key in ("0_5", "1_0", "1.0x", "nan", "inf", "high", "", " 1", "1e9")),
-    *((KL, at(key, []), repr(key)) for key in ("1", "1.0000000000000002")),  # there is "1.0" already
-    *((key, at("1.00", []), "'1.00'") for key in LISTS),
+    *((KL, at(key, []), repr(key)) for key in ("0_5", "1_0", "1.0x", "nan", "inf", "", " 1", "1e9", "1")),
+    *((key, at("1.0000001", []), "'1.0000001'") for key in LISTS),  # there is "1.0" already
     (MASS, at("1.0", [[1] * 3] * 5), "alpha 1 differs: 6 in trajectory.json, 5 in pmass_eval, 6 in gen_lens"),
     (LENGTHS, at("1.0", [1] * 7), "alpha 1 differs: 6 in trajectory.json, 6 in pmass_eval, 7 in gen_lens"),
     (MASS, at("1.0", [[1, 1, 1], [1]]), "alpha 1, rollout 1, has 1 values, 3 fork_points"),
-    *((MASS, at("1.0", [[1, x, 1]]), f"not in [0, 1]: 1, {x}, 1") for x in (1.001, -0.01)),
-    (MASS, at("1.0", [["", 1, 1]]), "alpha 1, rollout 0, is not a list of numbers"),
-    ("fork_points", GONE, "'fork_points' is not a list of numbers"),
-    *(("fork_points", value, "must hold only whole numbers") for value in ([0.5, 5, 20], [0, None, 20])),
-    (LENGTHS, at("1.0", [-1] * 6), "gen_lens_eval at alpha 1 is not in [0, "),
-    *((LENGTHS, at("1.0", [x] * 6), "must hold only whole numbers >= 0") for x in (1.5, NAN, None)),
+    *((MASS, at("1.0", [[1, x, 1]]), "is not in [0, 1]") for x in (1.001, -0.01)),
+    *(("fork_points", x, "'fork_points'") for x in (GONE, [0.5, 5, 20], [-1, 5, 20], [0, None, 20])),
+    *((LENGTHS, at("1.0", [x] * 6), "gen_lens_eval at alpha 1") for x in (-1, 1.5, NAN, None, "6")),
     *((key, value, "'model' and 'method'") for key in ("model", "method") for value in (GONE, None, 3)),
     *(("target_kl", value, "'target_kl' is") for value in (GONE, "1.0", True, 0, -1, NAN, INF, 10**400)),
     *(("window", value, "'window' is") for value in (GONE, "512", True, 0, 40.5, NAN, INF)),
@@ -167,16 +161,16 @@ def test_damage_in_a_file_is_an_error_or_its_cell_is_left_out_on_demand(sweep, o
     change(sweep / "b", key, value)
     name = FILES.get(key, PMASS)
     error = refused(out, 1, "--runs-root", sweep)
-    assert error.startswith(f"{sweep / 'b' / name}: ")
-    assert said in error and "--skip-bad-cells" in error and len(error) < 400
+    assert error.startswith(f"{sweep / 'b' / name}: ") and said in error and "--skip-bad-cells" in error
     assert said in noted(read(sweep, skip_bad_cells=True), f"Left out `b`: {name}: ")
 
 
-CUT_OFF, BINARY = [b'{"1": [[0.1, 0.', b"<html>", b"[" * 200_000], [gzip.compress(b"{}"), pickle.dumps({})]
+CUT_OFF = [b'{"1": [[0.1, 0.', b"<html>", b"[" * 200_000]
+BINARY = [gzip.compress(b"{}", mtime=0), b"PK\x03\x04\x14\0\x80", pickle.dumps({})]
 NO_JSON = [  # what a file becomes, and what it is said to be
     *((content, "empty") for content in (b"", b" \n")),
     *((content, "not JSON, or cut off") for content in CUT_OFF),
-    *((content, "not JSON but binary; is it compressed?") for content in (*BINARY, b"PK\x03\x04\x14\0\x80")),
+    *((content, "not JSON but binary; is it compressed?") for content in BINARY),
     *((content, "not dict") for content in (b"[1, 2]", b"null")),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
     *((make, "not a regular file") for make in (os.mkdir, os.mkfifo)),
@@ -208,8 +202,8 @@ LENGTHS_OF += [(MASS, {LENGTHS: lengths}, 25) for lengths in (GONE, None, {})]
 def test_lengths_are_those_of_the_metric_or_else_end_with_the_kl(tmp_path, metric, changes, length):
     kl = {"1": [[1.0] * 20 + [NAN] + [1.0] * 4 + [None, NAN]]}
     cell = write_cell(tmp_path / "r" / "a", kl, {}, {"1": [24]})
-    changes |= {metric: {"1": [[1.000001, 1, 1]]}}  # single precision sums to 1 only nearly
-    for key, value in (changes | {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}).items():
+    masses = {metric: {"1": [[1.000001, 1, 1]]}}  # single precision sums to 1 only nearly
+    for key, value in (masses | changes | {"gen_lens_qa": {"1": [7]}, "gen_lens_x": {"1": [9]}}).items():
         change(cell, key, value)
     assert [len(r.kl) for r in read(tmp_path / "r", metric=metric).rollouts] == [length]
 
@@ -219,7 +213,6 @@ def test_cells_of_different_windows_need_one(sweep, out):
     error = refused(out, 1, "--runs-root", sweep)
     assert f"{sweep / 'a' / CALIB}: 40, {sweep / 'b' / CALIB}: 30" in error and "--window" in error
     assert read(sweep, model_contains="a").window == 40  # only the cells that are used must agree
-    change(sweep / "b", "window", GONE)
     assert read(sweep, window=35).window == 35
 
 
@@ -233,10 +226,9 @@ def test_an_alpha_is_its_keys_value_to_six_digits_in_numeric_order(tmp_path):
 def test_an_alpha_found_nowhere_gets_a_warning_and_a_panel_or_is_an_error(sweep, out):
     some = read(sweep, alphas=(3, 1))
     assert [panel.alpha for panel in some.panels] == [1, 3] and held(some) == (["a", "b"], [12, 0])
-    assert noted(some, "alpha 3: not in every cell") and noted(some, "alpha 0", "alpha 2", "--alphas")
+    assert noted(some, "alpha 3: ") and noted(some, "alpha 0", "alpha 2", "--alphas")
     error = refused(out, 1, "--runs-root", sweep, "--alphas", 3)
-    assert str(sweep) in error and "`a`, `b`" in error and "--alphas" in error
-    assert re.search("0, .*1, .*2", error)  # what is there
+    assert str(sweep) in error and "--alphas" in error and re.search("0, .*1, .*2", error)  # what is there
 
 
 WRONG = [
@@ -249,7 +241,6 @@ WRONG = [
     *((f"--dpi {value}", "--dpi must lie between") for value in ("5", "9999")),
     ("--formats", "--formats must be png, pdf or svg"),
     ("--palette nosuch", "'nosuch' is not a seaborn palette; try "),
-    ("--threshold 2 --dpi 1", "--threshold must lie in (0, 1]; --dpi must lie between"),
 ]
 
 
@@ -267,18 +258,18 @@ def test_a_word_that_a_flag_does_not_take_is_wrong_use(tmp_path, word):
     for argv in ([f"--{word}"], [f"--{name}", value]):
         result = run("--runs-root", tmp_path / "nowhere", *argv)
         assert (result.status, result.out) == (2, "") and f"--{name}" in result.err
-    with pytest.raises(ska.UsageError, match=f"^--{name} must"):
+    with pytest.raises(ska.UsageError, match=f"--{name}.* must"):
         read(tmp_path / "nowhere", **{name: (value,) if name == "formats" else value})
 
 
-@pytest.mark.parametrize("flags", [("--dpi", 2400), ("--formats", "pdf", "--ncols", 1)])
-def test_a_figure_larger_than_its_format_holds_says_its_size_and_what_makes_it_smaller(tmp_path, out, flags):
-    alphas = [str(k) for k in range(160)]
+@pytest.mark.parametrize(
+    ("n_alphas", "flags"), [(160, "--dpi 20 --ncols 1"), (160, "--dpi 550 --ncols 3"), (36, "--dpi 2400")]
+)
+def test_a_figure_that_is_too_large_says_its_size_and_what_makes_it_smaller(tmp_path, out, n_alphas, flags):
+    alphas = [str(k) for k in range(n_alphas)]
     write_cell(tmp_path / "r" / "a", {a: [[1.0]] for a in alphas}, {a: [[1, 1, 1]] for a in alphas})
-    error = refused(out, 1, "--runs-root", tmp_path / "r", *flags)
-    size = re.search(r"(\d+) x (\d+) pixels", error).groups()
-    assert max(map(int, size)) > (2**16 if "--dpi" in flags else 200 * 160)
-    assert "--alphas" in error and "--dpi" in error
+    error = refused(out, 1, "--runs-root", tmp_path / "r", *flags.split())
+    assert re.search(r"\d+ x \d+ pixels", error) and "--alphas" in error and "--dpi" in error
 
 
 def test_an_out_that_cannot_be_a_folder_is_named_before_anything_is_read(tmp_path):
@@ -288,7 +279,6 @@ def test_an_out_that_cannot_be_a_folder_is_named_before_anything_is_read(tmp_pat
         result = run("--runs-root", tmp_path / "nowhere", "--out", tmp_path / out)
         assert result.status == 1 and result.err.count("\n") == 1
         assert result.err.startswith(f"ERROR: {tmp_path / out[:4]}: ") and "--out" in result.err
-    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nothing").exists()
 
 
 def lines(seed, n_tokens=80):
@@ -307,8 +297,7 @@ def clean(tmp_path):
     return tmp_path / "clean"
 
 
-def kl_from(*values):
-    """Other values at the start of the second cell's first rollout at alpha 1."""
+def kl_from(*values):  # at the start of the second cell's first rollout at alpha 1
     return {KL: at("1.0", [[*values, *lines(1)[0][len(values) :]], *lines(1)[1:]])}
 
 
@@ -323,10 +312,9 @@ NOTES = [  # what is changed in the second cell, and the parts of the one note t
     ({KL: at("1.0", lines(1, 75))}, "Records that end before EOS", "(alpha 1: 2)"),
     (kl_from(9), "first token", "17% of all", "--edges", "(alpha 1: 1)"),
     ({MASS: at("1.0", [[NAN] * 3, [None] * 3, [0.9] * 3])}, "never measured", "(alpha 1: 2)"),
-    (kl_from(0.4, NAN, None), "Tokens whose KL is NaN", "a gap", "(alpha 1: 2)"),
-    (kl_from(0.4, INF, 1.1e6, 2e6), "above 1e+06 nats", "a gap", "(alpha 1: 3)"),
+    (kl_from(0.4, NAN, None), "Tokens whose KL is NaN", "(alpha 1: 2)"),
+    (kl_from(0.4, INF, 1.1e6, 2e6), "Tokens whose KL is above 1e+06 nats", "(alpha 1: 3)"),
     (dict.fromkeys(LISTS, at("1.0", GONE)), "Not every cell holds every alpha", "alpha 1: not in `b`"),
-    ({KL: at("1.0", lines(0))}, "Exact copies", "counted once", "`b`: 3"),
 ]
 
 
@@ -345,7 +333,7 @@ def test_notes_are_warnings_of_the_program_and_stand_in_the_summary(clean, out):
     notes = read(clean, rows="cell", skip_bad_cells=True).notes
     assert f"Left out `bad`: {PMASS}: not JSON" in notes[0] and "(b at alpha 1: 3)" in notes[1]
     result = run("--runs-root", clean, "--out", out, *SMALL, "--rows", "cell", "--skip-bad-cells")
-    assert result.err == f"WARNING: {notes[0]}\nWARNING: {notes[1]}\nINFO: 2 cells, 12 rollouts: a, b\n"
+    assert result.err.startswith(f"WARNING: {notes[0]}\nWARNING: {notes[1]}\nINFO: ")
     assert f"\n- {notes[0]}\n- {notes[1]}\n" in (out / ska.SUMMARY_FILE).read_text()
 
 
@@ -359,9 +347,10 @@ def greedy(clean):
 
 
 def test_rows_that_only_repeat_another_are_left_out_with_one_warning(greedy):
+    change(greedy / "s1", MASS, at("0.0", [[0.91] * 3] * 3))  # a control of its own is no row of its own
     one = read(greedy, rows="seed")
-    assert [*one.facets] == ["0"]
-    assert one.notes == [noted(one, "only repeat another seed", "--keep-duplicates", "(1, 2)")]
+    note = noted(one, "only repeat another seed", "--keep-duplicates", "(1, 2)")
+    assert ([*one.facets], one.notes) == (["0"], [note])
     assert [*read(greedy, rows="seed", keep_duplicates=True).facets] == ["0", "1", "2"]
     change(greedy / "s2", KL, at("1.0", lines(2)))  # then its control alone is a copy
     assert [*read(greedy, rows="seed").facets] == ["0", "2"]
@@ -380,7 +369,7 @@ NO_COPIES = [  # of two cells of six rollouts, how many are none
     (KL, at("1.0", [lines(0)[1], lines(0)[0], lines(0)[2]]), 2),  # the first two have changed places
     (KL, at("1.0", [[0.0] * 80, [NAN] * 80, [INF] * 80]), 6),  # there is nothing to compare
     (MASS, at("1.0", [[0.9] * 3, [0.9] * 3, [0.9, 0.9, 0.91]]), 1),
-    (LENGTHS, at("1.0", [80, 80, 69]), 1),
+    (LENGTHS, at("1.0", [81, 80, 70]), 1),
 ]
 
 

@@ -1,243 +1,180 @@
-"""Each definition against an oracle that is written another way."""
+"""Each function of the maths against an oracle that is written another way, or against published numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
+import oracles
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracles import beta_product, jackknife, lifelines_survival, lives_of, percentile, smoothed
+from scipy import stats
 from sweeps import read, write_cell
 
 import spaghetti_kl_alive as ska
 
-LEVELS = [0.0, 0.5, 0.79, 0.8, 0.81, 1.0, math.nan]  # pmass, on a grid that holds the threshold itself
-KL = st.lists(st.one_of(st.floats(0, 20), st.sampled_from([math.nan, math.inf, -math.inf])), max_size=60)
-EDGES = ("pad", "shrink")
+NAN, INF = math.nan, math.inf
+KL = st.lists(st.one_of(st.floats(0, 20), st.sampled_from([NAN, INF, 1e6])), max_size=60)
+LIVES = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=40)  # followed to, died
+PUBLISHED = [(3, True), (7, True), (8, True), (14, True)]  # the example of R's bpcp
 
 
+def array(values, dtype=float):
+    return np.array(values, dtype=dtype)
+
+
+# -------------------------------------------------------------------------- a rollout and its line
 @given(
-    st.lists(st.tuples(st.integers(0, 30), st.sampled_from(LEVELS)), max_size=8),
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from([0.0, 0.79, 0.8, 0.81, 1.0, NAN])), max_size=8),
     st.sampled_from([0.01, 0.8, 1.0]),
     st.integers(0, 30),
 )
 def test_alive_mask_is_the_double_loop_over_tokens_and_forks(measured, threshold, n_tokens):
-    expected = [not any(s <= t and mass < threshold for s, mass in measured) for t in range(n_tokens)]
-    forks = np.array([s for s, _ in measured], dtype=int)
-    pmass = np.array([mass for _, mass in measured], dtype=float)
-    assert ska.alive_mask(pmass, forks, threshold, n_tokens).tolist() == expected
-
-
-# ------------------------------------------------------------------------- the line and its scale
+    forks, pmass = array([s for s, _ in measured], int), array([mass for _, mass in measured])
+    alive = [not any(s <= t and mass < threshold for s, mass in measured) for t in range(n_tokens)]
+    assert ska.alive_mask(pmass, forks, threshold, n_tokens).tolist() == alive
 
 
 @settings(max_examples=200)
-@given(KL, st.integers(1, 80), st.sampled_from(EDGES))
+@given(KL, st.integers(1, 80), st.sampled_from(["pad", "shrink"]))
 @example([], 3, "pad")
-@example([], 3, "shrink")
-@example([1.0, 2.0, 4.0], 3, "pad")
-@example([1.0, 2.0, 4.0], 4, "pad")
 @example([1.0, 2.0, 4.0], 1000, "shrink")
-@example([math.inf, 1.0, math.nan, math.nan, math.nan, 2.0], 3, "pad")
+@example([INF, 1.0, NAN, NAN, NAN, 2.0], 3, "pad")
 def test_rolling_mean_is_the_per_token_loop(kl, roll, edges):
-    result = ska.rolling_mean(np.array(kl, dtype=float), roll, edges)
-    np.testing.assert_allclose(result, smoothed(kl, roll, edges), rtol=1e-12, atol=1e-12)
+    expected = oracles.smoothed(tuple(kl), roll, edges)
+    np.testing.assert_allclose(ska.rolling_mean(array(kl), roll, edges), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("edges", EDGES)
-def test_rolling_mean_forgets_the_greatest_kl_outside_its_window(edges):
-    kl = np.r_[ska.MAX_KL, np.full(10_000, 0.1)]
-    np.testing.assert_allclose(ska.rolling_mean(kl, 5, edges)[3:], 0.1, atol=1e-6)
+def test_rolling_mean_by_hand():
+    """pad repeats the first and last value roll // 2 times, and an even window reaches further back."""
+    kl = array([1, 2, 6, 3])
+    assert ska.rolling_mean(kl, 3, "pad").tolist() == [4 / 3, 3, 11 / 3, 4]
+    assert ska.rolling_mean(kl, 4, "pad").tolist() == [5 / 4, 10 / 4, 12 / 4, 14 / 4]
+    assert ska.rolling_mean(kl, 5, "pad").tolist() == [1, 2, 6, 3]  # too short, left as it is
+    assert ska.rolling_mean(kl, 3, "shrink").tolist() == [1.5, 3, 11 / 3, 4.5]
+    assert ska.rolling_mean(kl, 4, "shrink").tolist() == [1.5, 3, 3, 11 / 3]
+    assert ska.rolling_mean(kl, 9, "shrink").tolist() == [3, 3, 3, 3]
 
 
-@given(st.lists(st.one_of(st.floats(0, 20), st.sampled_from([math.nan, math.inf])), max_size=60))
-@example(19 * [1.0] + [3.0, math.inf])  # the 20th of 21
-@example(19 * [1.0] + [math.inf])  # between the 19th and the 20th of 20
+@given(KL)
+@example(19 * [1.0] + [3.0, INF])  # the 20th of 21
+@example(19 * [1.0] + [INF])  # between the 19th and the 20th of 20
 def test_p95_is_numpys_linear_percentile_without_nan_and_infinite_where_it_reaches_infinity(kl):
-    finite = [value for value in kl if math.isfinite(value)]
-    expected = np.percentile(finite, 95) if finite and math.inf not in kl else percentile(kl)
-    assert ska.p95(np.array(kl, dtype=float)) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    measured = [x for x in kl if not math.isnan(x)]
+    expected = oracles.p95(kl) if INF in kl else np.percentile(measured, 95) if measured else NAN
+    assert ska.p95(array(kl)) == pytest.approx(NAN if expected is None else expected, rel=1e-9, nan_ok=True)
 
 
-@settings(max_examples=60)
-@given(
-    alpha=st.sampled_from([0.0, 1.0, 1.0]),
-    kl=st.lists(st.one_of(st.floats(0.125, 20), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=60),
-    padding=st.sampled_from([[], 9 * [1000.0], [0.0, math.inf], [None]]),
-    window=st.sampled_from([3, 10, 100]),
-    calib_tokens=st.integers(1, 30),
-    flags=st.sampled_from([{}, {"edges": "shrink"}, {"calib_on": "raw"}, {"normalize_kl": False}]),
-)
-@example(1.0, [1.0, 2.0, 4.0, 8.0, 16.0], [], 3, 5, {})  # both see generated tokens beyond the window
-def test_scale_is_the_95th_percentile_of_the_head_and_the_line_is_in_its_units_to_the_end(
-    tmp_path_factory, alpha, kl, padding, window, calib_tokens, flags
-):
-    flags = {"roll": 5, "calib_tokens": calib_tokens} | flags
-    folder = tmp_path_factory.mktemp("scale")
-    write_cell(folder / "cell", {alpha: [kl + padding]}, {alpha: [[1.0, 1.0, 1.0]]}, {alpha: [len(kl)]}, window=window)
-    (rollout,), (life,) = read(folder, **flags).rollouts, lives_of(folder, **flags)
-    assert rollout.scale == pytest.approx(life.scale, rel=1e-9, nan_ok=True)
-    np.testing.assert_allclose(rollout.line, life.line, rtol=1e-6)
+def one(folder, kl, roll=5, **flags):
+    """The rollout of this KL at alpha 1."""
+    write_cell(folder / "cell", {"1": [kl]}, {"1": [[1.0, 1.0, 1.0]]}, {"1": [len(kl)]})
+    return read(folder, roll=roll, **flags).rollouts[0]
 
 
 @pytest.mark.parametrize(("kl", "has_one"), [(1e-8, False), (1.01e-8, True), (0.0, False), (-1.0, False)])
 def test_a_scale_of_at_most_1e_8_nats_is_none_and_neither_is_the_line_in_its_units(tmp_path, kl, has_one):
-    rows = [20 * [kl], 20 * [math.nan], [math.nan] + 19 * [kl]]
-    write_cell(tmp_path / "cell", {"1.0": rows}, {"1.0": 3 * [[1.0, 1.0, 1.0]]})
-    (normalised,), (in_nats,) = (read(tmp_path, roll=1, normalize_kl=by).panels for by in (True, False))
-    assert normalised.rollouts[0].scale == (kl if has_one else pytest.approx(math.nan, nan_ok=True))
-    assert [r.prompt_index for r in normalised.with_line] == ([0, 2] if has_one else [])
-    assert [r.prompt_index for r in in_nats.with_line] == [0, 2]
+    r = one(tmp_path, 20 * [kl])
+    assert math.isnan(r.scale) != has_one and len(r.line) == 20 * has_one
+    assert len(one(tmp_path, 20 * [kl], normalize_kl=False).line) == 20
 
 
-def test_kl_beyond_a_million_nats_is_infinite_and_a_gap_in_the_line(tmp_path):
-    kl = [1.0, 1e6, 1.00001e6, math.inf, -1.00001e6, -1e6, 1.0]
-    write_cell(tmp_path / "cell", {"1.0": [kl]}, {"1.0": [[1.0, 1.0, 1.0]]})
-    (rollout,) = read(tmp_path, roll=1, normalize_kl=False).rollouts
-    np.testing.assert_array_equal(rollout.kl, [1, 1e6, math.inf, math.inf, math.nan, -1e6, 1])
-    np.testing.assert_array_equal(rollout.line, [1, 1e6, math.nan, math.nan, math.nan, -1e6, 1])
+ONE_TOKEN = [(0.1, 40, {}, True), (0.05, 40, {}, False), (INF, 40, {}, False), (9.0, 4, {}, False)]
+ONE_TOKEN += [(9.0, 4, {"roll": 4}, True), (9.0, 40, {"edges": "shrink"}, False)]
 
 
-# ------------------------------------------------------- intervals, survival, and what is drawn
+@pytest.mark.parametrize(("first", "n", "flags", "is_so"), ONE_TOKEN)
+def test_a_scale_is_made_by_one_token_where_padding_repeats_it(tmp_path, first, n, flags, is_so):
+    """The first mean is (3 * first + 2 * 0.1) / 5; what is shorter than the window is not smoothed."""
+    assert one(tmp_path, [first] + (n - 1) * [0.1], **flags).has_one_token_scale == is_so
 
 
-def test_t_quantile_is_scipys():
-    from scipy import stats
+@pytest.mark.parametrize(
+    ("n", "flags", "n_first", "n_last"),
+    [(30, {}, 2, 2), (30, {"roll": 4}, 2, 2), (60, {}, 2, 0), (4, {}, 0, 0), (30, {"edges": "shrink"}, 0, 0)],
+)
+def test_padding_makes_the_first_and_last_half_window_of_a_whole_rollout(tmp_path, n, flags, n_first, n_last):
+    n_tokens = min(n, 40)  # the window hides the end of a longer one
+    expected = n_first * [True] + (n_tokens - n_first - n_last) * [False] + n_last * [True]
+    assert one(tmp_path, n * [0.1], **flags).is_padded.tolist() == expected
 
-    df = [*range(2, 201)]
-    np.testing.assert_allclose([ska.t_quantile(each) for each in df], stats.t.ppf(0.975, df), rtol=2e-4)
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.5, 7.0, NAN]), max_size=9), min_size=1, max_size=9))
+def test_median_line_is_the_median_of_the_lines_that_are_left(lines):
+    rollouts = [SimpleNamespace(line=array(x), is_padded=np.arange(len(x)) % 2 == 0) for x in lines]
+    median, n_unpadded = ska.median_line(rollouts)
+    assert len(median) == len(n_unpadded) == max(map(len, lines))
+    for t in range(len(median)):
+        there = [line[t] for line in lines if len(line) > t and not math.isnan(line[t])]
+        assert median[t] == pytest.approx(np.median(there) if there else NAN, nan_ok=True)
+        assert n_unpadded[t] == (len(there) if t % 2 else 0)
 
 
-@settings(max_examples=60)
+# --------------------------------------------------------------------------- shares and intervals
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 40).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), max_size=30))
 @example([(1, 9), (2, 9)])  # too few prompts
 @example([(0, 9), (0, 9), (0, 9)])
 @example([(9, 9), (9, 9), (9, 9)])
+@example([(3, 9), (3, 9), (3, 9)])  # all left-out shares are equal
 @example([(4, 9), (0, 9), (0, 9)])  # without the first one nothing is over
 @example([(1, 9), (9, 9), (9, 9)])  # without the first one all is
-def test_share_interval_is_the_slow_jackknife_over_prompts(counts):
-    over, total = [k for k, _ in counts], [n for _, n in counts]
-    found, expected = ska.share_interval(np.array(over, dtype=int), np.array(total, dtype=int)), jackknife(over, total)
-    assert (found is None) == (expected is None)
-    assert expected is None or found == pytest.approx(expected, rel=2e-3)
+def test_share_of_tokens_has_the_interval_of_the_slow_jackknife_over_prompts(counts):
+    over, total = (array([pair[k] for pair in counts]) for k in (0, 1))
+    found = ska.share_of_tokens(over, total)
+    low, high = oracles.jackknife(counts) or (NAN, NAN)
+    assert found.x == pytest.approx(sum(over) / sum(total) if counts else NAN, nan_ok=True)
+    assert found[1:] == pytest.approx((low, high), rel=1e-3, nan_ok=True)
 
 
-def test_at_a_true_share_of_5_percent_a_panel_is_seldom_clearly_over():
-    """24 prompts with shares of their own, their tokens over or not in blocks of 16; a binomial interval is fooled."""
-    from scipy import stats
-
-    rng = np.random.default_rng(0)
-    total = np.full(24, 256)
-    clearly_over, by_tokens = 0, 0
-    for _ in range(300):
-        over = 16 * rng.binomial(16, rng.beta(3, 57, 24))
-        low, _ = ska.share_interval(over, total)
-        clearly_over += low > 0.05
-        by_tokens += stats.beta.ppf(0.025, over.sum(), total.sum() - over.sum() + 1) > 0.05
-    assert 0 < clearly_over < 0.05 * 300
-    assert by_tokens > 0.2 * 300
-
-
-def survival(lives: Sequence[tuple[int, bool]], forks: Sequence[int], weight: float = 1.0) -> ska.Survival:
-    followed_to = np.array([t for t, _ in lives], dtype=int)
-    died = np.array([dead for _, dead in lives], dtype=bool)
-    return ska.kaplan_meier(followed_to, died, np.array(forks, dtype=int), weight)
-
-
-LIVES = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=40)
+def survival(lives, forks, weight=1.0):
+    followed_to, died = array([t for t, _ in lives], int), array([dead for _, dead in lives], bool)
+    return ska.kaplan_meier(followed_to, died, array(forks, int), weight)
 
 
 @settings(max_examples=60)
 @given(LIVES, st.sets(st.integers(0, 15), max_size=4))
-def test_survival_at_each_fork_is_that_of_lifelines(lives, more_forks):
-    forks = sorted({t for t, _ in lives} | more_forks)
-    curve = survival(lives, forks)
-    assert curve.forks.tolist() == forks
-    assert curve.s == pytest.approx(lifelines_survival(lives, forks), abs=1e-12)
-    assert sorted(curve.followed_to.tolist()) == sorted(t for t, _ in lives)
-    assert [len(column) for column in survival([], [])] == [0, 0, 0, 0, 0]
+def test_the_share_that_never_died_is_that_of_lifelines(lives, more_forks):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lifelines import KaplanMeierFitter  # not above, as it warns
+
+        forks = sorted({t for t, _ in lives} | more_forks)
+        fitter = KaplanMeierFitter().fit(*zip(*lives, strict=True), timeline=forks)
+    expected = fitter.survival_function_.iloc[:, 0].tolist()
+    assert survival(lives, forks)[0] == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(LIVES, st.sampled_from([1.0, 0.5, 1 / 3]))
 @example([(20, False), (20, False), *6 * [(5, False)]], 1.0)  # at S = 1 those at risk at that fork count
 @example([(5, True), (5, False), (5, False), (20, False)], 1.0)
-def test_interval_is_the_product_of_betas_step_by_step(lives, weight):
-    forks = sorted({t for t, _ in lives})
-    curve = survival(lives, forks, weight)
-    for k in {0, len(forks) // 2, len(forks) - 1}:
-        assert (curve.low[k], curve.high[k]) == pytest.approx(beta_product(lives, forks[: k + 1], weight), abs=1e-4)
-        assert 0 <= curve.low[k] <= curve.s[k] + 1e-4
-        assert curve.s[k] - 1e-4 <= curve.high[k] <= 1
+def test_the_interval_is_the_product_of_betas_fork_by_fork(lives, weight):
+    expected = oracles.survival(lives, range(14), weight)
+    np.testing.assert_allclose(np.transpose(survival(lives, range(14), weight)), expected, atol=1e-4)
 
 
-def test_interval_is_the_published_one_of_four_deaths_one_by_one():
-    """From the vignette of R's bpcp."""
-    curve = survival([(3, True), (7, True), (8, True), (14, True)], [3, 7, 8, 14])
-    assert curve.s == pytest.approx([0.75, 0.5, 0.25, 0], abs=1e-12)
-    assert curve.low == pytest.approx([0.194120450, 0.067585986, 0.006309463, 0], abs=1e-4)
-    assert curve.high == pytest.approx([0.9936905, 0.9324140, 0.8058796, 0.6023646], abs=1e-4)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 24, 200])
-def test_interval_without_censoring_is_that_of_clopper_and_pearson(n):
-    from scipy import stats
-
-    curve = survival([(t, True) for t in range(n)], range(n))
-    left = np.arange(n - 1, -1, -1)
-    low, high = stats.beta.ppf(0.025, np.maximum(left, 1), n - left + 1), stats.beta.ppf(0.975, left + 1, n - left)
-    np.testing.assert_allclose(curve.s, left / n, atol=1e-12)
-    np.testing.assert_allclose([curve.low, curve.high], [np.where(left, low, 0), high], atol=1e-4)
+def test_the_interval_is_the_published_one_of_four_deaths_one_by_one():
+    share, low, high = survival(PUBLISHED, [3, 7, 8, 14])
+    assert share == pytest.approx([0.75, 0.5, 0.25, 0], abs=1e-12)
+    for limits in ((low, high), np.transpose(oracles.survival(PUBLISHED, [3, 7, 8, 14], 1))[1:]):
+        assert limits[0] == pytest.approx([0.194120450, 0.067585986, 0.006309463, 0], abs=1e-4)
+        assert limits[1] == pytest.approx([0.9936905, 0.9324140, 0.8058796, 0.6023646], abs=1e-4)
 
 
 @pytest.mark.parametrize("weight", [0.05, 1.0, 100.0])
-def test_quantiles_are_scipys_for_the_limits_of_any_share(weight):
-    from scipy import stats
-
-    for left, deaths in ((1, 40), (1, 1), (3, 10), (10, 1), (40, 1)):
-        for q, a, b in ((0.025, left * weight, deaths * weight + 1), (0.975, left * weight + 1, deaths * weight)):
-            expected = pytest.approx(stats.beta.ppf(q, a, b), abs=1e-4)
-            mean, variance = stats.beta.mean(a, b), stats.beta.var(a, b)
-            assert ska.beta_quantile(q, a, b) == expected
-            assert ska.quantile_by_moments(q, mean, variance + mean**2) == expected
-    assert [ska.quantile_by_moments(0.025, mean, mean**2) for mean in (0.0, 1.0, 0.3)] == [0, 1, 0.3]
+@pytest.mark.parametrize(("left", "deaths"), [(1, 40), (1, 1), (3, 10), (10, 1), (40, 1)])
+def test_quantiles_are_those_of_scipy(weight, left, deaths):
+    left, deaths = weight * left, weight * deaths
+    for q, a, b in ((0.025, left, deaths + 1), (0.975, left + 1, deaths)):
+        expected = pytest.approx(stats.beta.ppf(q, a, b), abs=1e-4)
+        assert ska.beta_quantile(q, a, b) == expected
+        mean, variance = stats.beta.mean(a, b), stats.beta.var(a, b)
+        assert ska.quantile_by_moments(q, mean, variance + mean**2) == expected
 
 
-@given(st.lists(st.lists(st.one_of(st.floats(0, 9, width=32), st.just(math.nan)), min_size=1, max_size=9), min_size=1))
-def test_median_line_is_the_median_of_the_lines_that_reach_a_token(lines):
-    median, count = ska.median_line([np.array(line, dtype=np.float32) for line in lines])
-    assert len(median) == len(count) == max(map(len, lines))
-    for t in range(len(median)):
-        there = [line[t] for line in lines if len(line) > t and not math.isnan(line[t])]
-        assert count[t] == len(there)
-        assert median[t] == pytest.approx(np.median(there) if there else math.nan, nan_ok=True)
-
-
-def test_vertices_are_all_there_up_to_the_limit_and_keep_every_extreme_beyond_it():
-    short = np.arange(ska.MAX_VERTICES, dtype=np.float32)
-    assert ska.decimated(3, short).tolist() == [[t + 3, t] for t in range(len(short))]
-    line = np.random.default_rng(0).random(10_007).astype(np.float32)
-    line[[0, 5_000]] = 8, 9
-    vertices = ska.decimated(100, line)
-    token = vertices[:, 0].astype(int) - 100
-    assert len(token) <= 1.1 * ska.MAX_VERTICES
-    assert token[0] == 0 and token[-1] == len(line) - 1
-    assert np.all(np.diff(token) > 0)
-    assert np.array_equal(vertices[:, 1], line[token])
-    width = math.ceil(2 * len(line) / ska.MAX_VERTICES)  # 2 vertices a block
-    for start in range(0, len(line) - width + 1, width):
-        block = line[start : start + width]
-        held = line[token[(token >= start) & (token < start + width)]]
-        assert held.max() == block.max() and held.min() == block.min()
-    line[9_999] = 0.5  # the last one of a whole number of blocks, and no extreme
-    assert ska.decimated(100, line[:10_000])[-1].tolist() == [100 + 9_999, 0.5]
-    line[1_000] = math.nan  # in a line with gaps, all
-    np.testing.assert_array_equal(ska.decimated(0, line), np.stack([np.arange(len(line)), line], axis=1))
-
-
-def test_a_log_axis_has_few_round_ticks_or_its_middle_where_there_is_no_round_number():
-    assert ska.log_ticks(0.5, 50) == [1, 3, 10, 30] and ska.log_ticks(1, 4) == [1, 1.5, 2, 3]
-    assert len(ska.log_ticks(0.00045, 0.00066)) == 2 and ska.log_ticks(1.021, 1.0213) == [1.021]
+@pytest.mark.parametrize("mean", [0.0, 0.3, 1.0])
+def test_the_quantile_of_a_point_is_the_point(mean):
+    assert ska.quantile_by_moments(0.025, mean, mean**2) == mean
