@@ -815,7 +815,7 @@ def kl_top(rollouts: Sequence[Rollout], args: Args) -> float:
 def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]], repeated: Sequence[str]) -> list[str]:
     """What was left out, what is pooled, and what in the data is unusual: one line each, with where it is."""
     args, where = sweep.args, pooled_in(sweep)
-    where[f"Rows that only repeat another {args.rows}, left out (see --keep-duplicates)"] += repeated
+    where[f"Rows left out as they only repeat another {args.rows}, see --keep-duplicates"] += repeated
     copies = Counter(r.cell for r in sweep.rollouts if r.copy_of)
     counted = "" if args.keep_duplicates else ", counted once in a panel"
     where[f"Exact copies of rollouts in other cells{counted}"] += [
@@ -1005,7 +1005,7 @@ def first_deaths(arm: Sequence[Panel]) -> dict[Prompt, tuple[float, list[int]]]:
 ALIVE_COLOUR, DEAD_COLOUR, INK = "#0067A5", "#E8890C", "#111111"
 QUIET_COLOUR, UNMEASURED_COLOUR, INTERVAL_COLOUR = "#5C6370", "#8A8F98", "#6B7178"
 FAINT = 0.3  # of a line's opacity, where padding made its value
-RECOVERED_OPACITY = 0.16  # of the area in the strip
+RECOVERED_OPACITY, INTERVAL_OPACITY = 0.16, 0.32  # of areas in the strip
 FACET_COLOURS = ("#111111", "#7B2D8E", "#45B08C", "#C2185B", "#6B4A2B", "#9A9A00", "#B0B0B0")
 FACET_MARKERS = "os^vDP"
 SAME_SHARE = 0.01  # closer than that, two marks would lie on each other
@@ -1135,7 +1135,7 @@ def page_words(sweep: Sweep) -> tuple[str, str]:
     if args.rows not in ("method", "cell"):
         methods = join_first(short_names(cell.method for cell in sweep.cells).values(), 4)
         is_pooled = any(len({r.cell.method for r in panel.rollouts}) > 1 for panel in sweep.panels)
-        quiet.insert(1, f"pooled: {methods}" if is_pooled else methods)
+        quiet.insert(0, f"pooled: {methods}" if is_pooled else methods)
     if any(panel.mostly_recovered for panel in sweep.panels):
         quiet.append("hollow box: most that died recovered")
     return f"{subject(sweep)}: KL(steered || base) per token, {once}", "; ".join(quiet)
@@ -1163,13 +1163,13 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
     if any(r.eos for r in drawn):
         handles["ended by itself (EOS)"] = Line2D([], [], linestyle="none", **EOS_STYLE)
     if max(map(len, panels)) >= 3:
-        handles["median (dotted: few or padded)"] = Line2D([], [], **MEDIAN_STYLE)
+        handles["median (dotted: few or faint lines)"] = Line2D([], [], **MEDIAN_STYLE)
     if args.normalize_kl and drawn:
         handles[one] = Line2D([], [], **SCALE_STYLE)
     if not args.normalize_kl and any(r.alpha for r in drawn):
         handles[f"target: {target_label(sweep)}"] = Line2D([], [], **TARGET_STYLE)
     if args.survival and any(len(panel.survival.forks) for panel in sweep.panels):
-        interval = Patch(facecolor=INTERVAL_COLOUR, alpha=0.4)
+        interval = Patch(facecolor=INTERVAL_COLOUR, alpha=INTERVAL_OPACITY)
         handles["share that never died (95% interval)"] = (interval, Line2D([], [], **SHARE_STYLE))
         recovered = Patch(facecolor=dead_colour, alpha=RECOVERED_OPACITY)
         handles[f"share {at_least} at that token"] = (recovered, Line2D([], [], **NOW_STYLE))
@@ -1455,7 +1455,7 @@ def draw_strip(ax: Axes, panel: Panel, args: Args) -> None:
             ax.fill_between(t, 0, share, color=alive_colour, alpha=0.2, **style)
             ax.fill_between(t, share, not_below, color=dead_colour, alpha=RECOVERED_OPACITY, **style)
             ax.fill_between(t, not_below, 1, color=dead_colour, alpha=0.62, **style)
-            ax.fill_between(t, low, high, color=INTERVAL_COLOUR, alpha=0.4, **style)
+            ax.fill_between(t, low, high, color=INTERVAL_COLOUR, alpha=INTERVAL_OPACITY, **style)
             ax.plot(t, share, drawstyle="steps-post", clip_on=False, zorder=3, **SHARE_STYLE)
             ax.plot(
                 curve.forks, curve.above_now, drawstyle="steps-post", clip_on=False, zorder=4, **NOW_STYLE

@@ -142,12 +142,14 @@ def test_a_line_is_faint_where_padding_made_it(tmp_path):
 def test_in_a_crowded_panel_nothing_is_faint_and_lines_are_thinned_but_keep_their_extremes(tmp_path):
     rng = np.random.default_rng(0)
     kl = rng.gamma(2, 1, (251, 900))
+    kl[0, 450] = NAN  # a line with a gap stays as it is
     (ax,) = kl_axes(
         picture(tmp_path, {"1": kl.tolist()}, calib={"window": 900, "gen_len": {"1": [900] * 251}}, **NATS)
     )
     assert {opacity for _, opacity, _ in stretches(ax)} == {1}
     parts = [np.array(part) for _, _, part in stretches(ax)]
-    assert max(map(len, parts)) < 900 / 2
+    whole, *parts = sorted(parts, key=len, reverse=True)
+    assert len(whole) == 900 and max(map(len, parts)) < 900 / 2
     for part in parts:
         row = kl[np.abs(kl[:, 0] - part[0, 1]).argmin()]
         np.testing.assert_allclose(part[:, 1], row[part[:, 0].astype(int)], rtol=1e-4, atol=1e-5)
@@ -304,7 +306,7 @@ def test_the_page_says_which_model_what_is_drawn_and_how(tmp_path):
     plain = header(drawn(tmp_path, roll=3)[0]).replace("\n", " ")
     assert "the-model: KL(steered || base) per token, orange once pmass_eval fell below 0.8" in plain
     assert (
-        "pmass_eval: probability of true or false; mean_diff; mean of 3 tokens, faint where padded" in plain
+        "mean_diff; pmass_eval: probability of true or false; mean of 3 tokens, faint where padded" in plain
     )
     shrunk = header(drawn(tmp_path, roll=5, edges="shrink", palette="deep")[0])
     assert "faint" not in shrunk and "orange" not in shrunk
@@ -323,7 +325,7 @@ def test_the_legend_holds_only_marks_that_occur_and_at_most_seven(small, tmp_pat
         "alive: ≥ 0.8 so far",
         "died (×): fell below 0.8",
         "ended by itself (EOS)",
-        "median (dotted: few or padded)",
+        "median (dotted: few or faint lines)",
         "1 = p95 of a line's first 20 tokens",
         "share that never died (95% interval)",
         "share ≥ 0.8 at that token",
@@ -332,6 +334,8 @@ def test_the_legend_holds_only_marks_that_occur_and_at_most_seven(small, tmp_pat
         tmp_path, {"1": [[1.0] * 40] * 2}, calib={"gen_len": {"1": [40, 40]}}, survival=False, roll=1
     )
     assert legend(quiet) == ["alive: ≥ 0.8 so far", "1 = p95 of a line's first 20 tokens"]
+    dead = picture(tmp_path, {"1": [[1.0] * 40] * 2}, {"1": [[0.1] * 3, [NAN] * 3]}, survival=False, roll=1)
+    assert legend(dead)[0] == "died (×): fell below 0.8"
     first = picture(tmp_path, {"1": [[9.0] + [0.1] * 99] * 2}, calib={"window": 100}, survival=False)
     assert legend(first)[-1] == "1 = p95 of a line's first 20 tokens (mostly the first)"
 
@@ -388,7 +392,9 @@ def test_the_strip_tells_never_died_recovered_and_below_now_apart(tmp_path):
 def test_the_numbers_at_risk_end_with_the_last_fork(tmp_path):
     pmass = {"1": [[0.1, 0.9, 0.9], [0.9, 0.9, 0.9], [0.9, 0.9, NAN], [NAN] * 3]}
     figure = picture(tmp_path, {"1": [[1.0] * 40] * 4}, pmass, {"forks": [0, 10, 30]}, rows="cell")
-    labels = [label.get_text().split("\n") for label in strips(figure)[0].get_xticklabels()]
+    (strip,) = strips(figure)
+    assert "token\nat risk" in [text.get_text() for text in strip.texts]
+    labels = [label.get_text().split("\n") for label in strip.get_xticklabels()]
     at_risk = {
         "0": "3",
         "10": "2",
@@ -538,6 +544,7 @@ def test_the_overview_shows_the_kl_and_both_shares_of_each_row_with_intervals(tm
     assert legend(figure)[:2] == ["a", "b"] and kl_ax.get_yscale() == "log"
     assert "m: how much steering before it breaks, by method" in header(figure)
     assert share_ax.get_title("left") == "Share that never died, 95% interval"
+    assert all(ax.get_xlim()[0] < -2 and ax.get_xlim()[1] > 3 for ax in figure.axes)
     for name, handle in zip("ab", figure.legends[0].legend_handles, strict=False):
         colour, panels = handle.get_color(), [panel for panel in sweep.facets[name] if panel.alpha]
         negative, positive = ([p for p in panels if (p.alpha > 0) is up] for up in (False, True))
