@@ -205,6 +205,7 @@ def check_args(args: Args) -> None:
 Array = np.ndarray
 Row = dict[str, Any]  # of a table: column to number
 Prompt = tuple[str, int]  # model and index: the same index is another prompt for another model
+Record = tuple[Array, int | None, Array]  # of a rollout: KL (L,), length (None in older runs), pmass (F,)
 
 
 class Estimate(NamedTuple):
@@ -298,6 +299,11 @@ class Panel:
     def n_unmeasured(self) -> int:
         """Rollouts without a measured fork."""
         return sum(not r.is_measured for r in self.rollouts)
+
+    @property
+    def differs_at_end(self) -> bool:
+        """Whether the share above the threshold at the end is another than the share that never died."""
+        return abs(self.fates["above_at_end"] - self.fates["never_died"].x) > 0.01
 
     @property
     def mostly_recovered(self) -> bool:
@@ -567,24 +573,16 @@ def load_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[float, st
         else:
             lengths = gen_lens[alpha].tolist() if gen_lens else [None] * len(kl[alpha])
             for i, record in enumerate(zip(kl[alpha], lengths, pmass[alpha], strict=True)):
-                rollouts.append(make_rollout(cell, i, alpha, *record, forks, args))
+                rollouts.append(make_rollout(cell, i, alpha, record, forks, args))
     if not rollouts:
         reasons = "; ".join(dict.fromkeys(missing.values())) or "no rollouts"
         raise CellError(reasons + (f": alpha {join_first(missing)}" if missing else ""))
     return rollouts, missing
 
 
-def make_rollout(
-    cell: Cell,
-    index: int,
-    alpha: float,
-    kl: Array,
-    length: int | None,
-    pmass: Array,
-    forks: Array,
-    args: Args,
-) -> Rollout:
-    """From KL (L,) in nats as recorded, how many tokens were generated, and pmass (F,) at the forks (F,)."""
+def make_rollout(cell: Cell, index: int, alpha: float, record: Record, forks: Array, args: Args) -> Rollout:
+    """From what was recorded: KL in nats, the tokens generated, and pmass (F,) at the forks (F,)."""
+    kl, length, pmass = record
     if length is None:
         length = int(np.flatnonzero(~np.isnan(kl)).max(initial=-1)) + 1
     kl = kl[:length]  # what stands behind it is padding
@@ -635,9 +633,7 @@ def line_of(kl: Array, alpha: float, args: Args) -> tuple[Array, float]:
     scale = p95(smoothed[: args.calib_tokens])
     scale = scale if scale > 1e-8 else math.nan  # what is smaller is noise
     if args.normalize_kl and (alpha == 0 or math.isnan(scale)):
-        return np.empty(
-            0, dtype=np.float32
-        ), scale  # the control's noise, blown up, would be the wildest line
+        smoothed = smoothed[:0]  # the noise of the control, blown up, would be the wildest of all
     unit = scale if args.normalize_kl else 1.0
     return (smoothed / unit).astype(np.float32), scale
 
@@ -684,9 +680,8 @@ def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[st
         else:
             rollouts += of_cell
             for alpha, reason in missing.items():
-                left_out[reason].append(
-                    f"alpha {alpha:.6g}" + ("" if reason == NOT_REQUESTED else f" of {name}")
-                )
+                of_cell_name = "" if reason == NOT_REQUESTED else f" of {name}"
+                left_out[reason].append(f"alpha {alpha:.6g}{of_cell_name}")
     depth = 1 if folders == [root] else 2  # a level below the cells
     deeper = Counter(path.parent.parent for path in sorted(root.glob("[!_.]*/" * depth + CALIB_FILE)))
     for place, count in deeper.items():
@@ -857,18 +852,16 @@ def unusual_in(panel: Panel, sweep: Sweep) -> dict[str, int]:
     """How many of a panel's rollouts or tokens are not as they should be, by what is unusual."""
     args, rollouts, fates, is_control = sweep.args, panel.rollouts, panel.fates, panel.alpha == 0
     kl = np.concatenate([np.empty(0), *(r.kl for r in rollouts)])
-    over_one_percent = [r for r in rollouts if r.kl_p95 > 0.01 * r.cell.target_kl]
+    over_one_percent = [r for r in rollouts if is_control and r.kl_p95 > 0.01 * r.cell.target_kl]
     one_token = [r for r in rollouts if args.normalize_kl and not is_control and r.has_one_token_scale]
+    share = f"{sweep.one_token_share:.0%} of all"
     return {
         "Deaths at alpha 0: the probe fails on the unsteered model": fates["n_died"] * is_control,
-        "KL at alpha 0 above 1% of the budget, so alpha 0 is not unsteered": len(over_one_percent)
-        * is_control,
+        "KL at alpha 0 above 1% of the budget, so alpha 0 is not unsteered": len(over_one_percent),
         "Most of those that died recovered": fates["n_recovered"] * panel.mostly_recovered,
         f"Not smoothed, as shorter than --roll {args.roll}": sum(not r.is_smoothed for r in rollouts),
         "Records that end before EOS, censored there": sum(r.is_cut for r in rollouts),
-        f"Scales made mostly by the first token, {sweep.one_token_share:.0%} of all: see --edges shrink": len(
-            one_token
-        ),
+        f"Scales made mostly by the first token, {share}: see --edges shrink": len(one_token),
         "Rollouts whose pmass was never measured, so not in the shares": panel.n_unmeasured,
         "Tokens whose KL is NaN, so not measured": int(np.isnan(kl).sum()),
         f"Tokens whose KL is above {MAX_KL:g} nats, so not drawn": int(np.isposinf(kl).sum()),
@@ -1008,7 +1001,6 @@ FAINT = 0.3  # of a line's opacity, where padding made its value
 RECOVERED_OPACITY, INTERVAL_OPACITY = 0.16, 0.32  # of areas in the strip
 FACET_COLOURS = ("#111111", "#7B2D8E", "#45B08C", "#C2185B", "#6B4A2B", "#9A9A00", "#B0B0B0")
 FACET_MARKERS = "os^vDP"
-SAME_SHARE = 0.01  # closer than that, two marks would lie on each other
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
@@ -1032,9 +1024,9 @@ SCALE_STYLE = TARGET_STYLE | {"color": QUIET_COLOUR, "linestyle": (0, (2, 2))}
 EOS_STYLE: dict[str, Any] = {"marker": "|", "color": INK, "markersize": 5, "markeredgewidth": 0.8}
 DEATH_STYLE: dict[str, Any] = {"marker": "x", "color": "#744506", "markersize": 3.4, "markeredgewidth": 0.9}
 MEDIAN_STYLE: dict[str, Any] = {"color": INK, "linewidth": 1.1}
-SHARE_STYLE: dict[str, Any] = {"color": INK, "linewidth": 0.9}
+SHARE_STYLE: dict[str, Any] = {"color": INK, "linewidth": 0.9, "drawstyle": "steps-post"}
 OPEN_STYLE: dict[str, Any] = {"linestyle": ":", "linewidth": 0.8, "markerfacecolor": "white"}
-NOW_STYLE = OPEN_STYLE | {"color": INK, "marker": "o", "markersize": 2.4}
+NOW_STYLE = OPEN_STYLE | {"color": INK, "marker": "o", "markersize": 2.4, "drawstyle": "steps-post"}
 END_STYLE = OPEN_STYLE | {"color": QUIET_COLOUR, "marker": "o", "markersize": 4}
 FACET_STYLE: dict[str, Any] = {"linewidth": 1.1, "markersize": 4, "markeredgecolor": "white"}
 OFFSET: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
@@ -1456,10 +1448,8 @@ def draw_strip(ax: Axes, panel: Panel, args: Args) -> None:
             ax.fill_between(t, share, not_below, color=dead_colour, alpha=RECOVERED_OPACITY, **style)
             ax.fill_between(t, not_below, 1, color=dead_colour, alpha=0.62, **style)
             ax.fill_between(t, low, high, color=INTERVAL_COLOUR, alpha=INTERVAL_OPACITY, **style)
-            ax.plot(t, share, drawstyle="steps-post", clip_on=False, zorder=3, **SHARE_STYLE)
-            ax.plot(
-                curve.forks, curve.above_now, drawstyle="steps-post", clip_on=False, zorder=4, **NOW_STYLE
-            )
+            ax.plot(t, share, clip_on=False, zorder=3, **SHARE_STYLE)
+            ax.plot(curve.forks, curve.above_now, clip_on=False, zorder=4, **NOW_STYLE)
 
 
 # --------------------------------------------------------------------------------- draw: the overview
@@ -1474,9 +1464,7 @@ def draw_dose(sweep: Sweep) -> Figure:
         looks[facet] = FACET_STYLE | {"color": colour, "marker": marker}
     title = f"{subject(sweep)}: how much steering before it breaks{by}"
     shown = {f"seed {facet}" if args.rows == "seed" else facet: look for facet, look in looks.items() if by}
-    if any(
-        abs(panel.fates["above_at_end"] - panel.fates["never_died"].x) > SAME_SHARE for panel in sweep.panels
-    ):
+    if any(panel.differs_at_end for arm in sweep.arms.values() for panel in arm):
         shown[f"open: {args.metric} ≥ {args.threshold:g} at the end"] = END_STYLE
     shown[f"{target_label(sweep)}, as for small steps"] = TARGET_STYLE
     with own_style():
@@ -1533,7 +1521,7 @@ def draw_share_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str,
         share, low, high = np.array([panel.fates["never_died"] for panel in arm]).T
         at_end = np.array([panel.fates["above_at_end"] for panel in arm])
         open_look = {**look} | OPEN_STYLE | {"markeredgecolor": look["color"], "markersize": 5.6}
-        differs = np.flatnonzero(np.abs(at_end - share) > SAME_SHARE)  # else the filled marker says it
+        differs = np.flatnonzero([panel.differs_at_end for panel in arm])  # else the filled marker says it
         ax.plot(alpha, at_end, zorder=2.5, markevery=differs.tolist(), **open_look)
         ax.plot(alpha, share, zorder=3, **look)
         ax.vlines(alpha, low, high, look["color"], linewidth=0.8, alpha=0.6, zorder=2)
@@ -1768,14 +1756,12 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
 def write(sweep: Sweep) -> list[Path]:
     """Draw and write all files, each of them whole: their paths. Raises SweepError."""
     args, settings, made_by = sweep.args, sweep.settings_text, f"spaghetti_kl_alive {__version__}"
-    options: dict[str, dict[str, Any]] = {
-        "png": {
-            "metadata": {"Software": made_by, "Description": settings},
-            "pil_kwargs": {"compress_level": 3},
-        },
-        "pdf": {"metadata": {"Creator": made_by, "Subject": settings, "CreationDate": None}},
-        "svg": {"metadata": {"Creator": made_by, "Description": settings, "Date": None}},
+    metadata: dict[str, Any] = {
+        "png": {"Software": made_by, "Description": settings},
+        "pdf": {"Creator": made_by, "Subject": settings, "CreationDate": None},
+        "svg": {"Creator": made_by, "Description": settings, "Date": None},
     }
+    faster: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 3}}}  # and no larger
     contents = {SUMMARY_FILE: summary_text(sweep).encode(), ROLLOUTS_FILE: rollouts_csv(sweep).encode()}
     figures = {FIGURE_STEM: draw(sweep)}
     if args.dose and len(sweep.steered_alphas) >= 2:
@@ -1784,7 +1770,9 @@ def write(sweep: Sweep) -> list[Path]:
         for file_format in sorted({*args.formats}):
             content = io.BytesIO()
             with own_style():
-                figure.savefig(content, format=file_format, **options[file_format])
+                figure.savefig(
+                    content, format=file_format, metadata=metadata[file_format], **faster.get(file_format, {})
+                )
             contents[f"{stem}.{file_format}"] = content.getvalue()
     write_files(args.out_folder, contents)
     return [args.out_folder / name for name in contents]

@@ -577,7 +577,8 @@ def test_an_open_marker_stands_only_where_the_share_at_the_end_is_another(tmp_pa
     ]
     assert dotted.get_markevery() == [1] and dotted.get_ydata().tolist() == [1, 0.75]
     assert "open: pmass_eval ≥ 0.8 at the end" in legend(figure)
-    write_cell(tmp_path / "r" / "a", kl, {alpha: [WELL] * 4 for alpha in kl})
+    kl, dipped = kl | {"0": [[0.0] * 40] * 4}, {"0": [[0.1, 1, 1]] * 4}  # unsteered, so not shown here
+    write_cell(tmp_path / "r" / "a", kl, {alpha: [WELL] * 4 for alpha in kl} | dipped)
     assert legend(ska.draw_dose(read(tmp_path / "r"))) == ["α² · 1 nat, as for small steps"]
 
 
