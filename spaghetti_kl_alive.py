@@ -532,7 +532,7 @@ def load_pmass(folder: Path, args: Args) -> tuple[Array, dict[float, list[Array]
     lengths_key = "gen_lens_" + (metric.removeprefix("pmass").removeprefix("_") or "qa")
     with json_file(folder / PMASS_FILE) as content:
         if content.get("computed", True) is not True:
-            raise CellError('pmass was not measured ("computed" is not true)')
+            raise CellError(f'pmass was not measured ({PMASS_FILE}: "computed" is not true)')
         empty = [key for key, lists in content.items() if isinstance(lists, dict) and not any(lists.values())]
         if metric not in content or metric in empty:
             others = join_first(key for key in content if key.startswith("pmass") and key not in empty)
@@ -685,7 +685,9 @@ def read_cells(root: Path, args: Args) -> tuple[list[Rollout], dict[str, list[st
     depth = 1 if folders == [root] else 2  # a level below the cells
     deeper = Counter(path.parent.parent for path in sorted(root.glob("[!_.]*/" * depth + CALIB_FILE)))
     for place, count in deeper.items():
-        left_out["cells that lie deeper than --runs-root is searched"].append(f"{count} in {escaped(place)}")
+        left_out["cells that lie deeper; give that folder as --runs-root"].append(
+            f"{count} in {escaped(place)}"
+        )
     if not rollouts:
         reasons = [f"{join_first(things)}: {reason}" for reason, things in left_out.items()]
         reasons = reasons or [f"no folder in it holds {', '.join(CELL_FILES)}"]
@@ -822,11 +824,11 @@ def notes_of(sweep: Sweep, left_out: Mapping[str, Sequence[str]], repeated: Sequ
         lacking = "in no cell" if len(names) == len(sweep.cells) else f"not in {join_first(names, 6)}"
         where["Not every cell holds every alpha"] += [f"alpha {alpha:.6g}: {lacking}"] if names else []
     for panel in sweep.panels:
-        of_facet = f"{panel.facet} at " if panel.facet else ""
+        of_facet = f"{args.rows} {panel.facet} at " if args.rows else ""
         for what, count in unusual_in(panel, sweep).items():
             where[what] += [f"{of_facet}alpha {panel.alpha:.6g}: {count}"] if count else []
     notes = [f"Left out {join_first(dict.fromkeys(things))}: {reason}" for reason, things in left_out.items()]
-    return notes + [f"{what} ({join_first(places)})" for what, places in where.items() if places]
+    return notes + [f"{what} ({join_first(places, 6)})" for what, places in where.items() if places]
 
 
 def pooled_in(sweep: Sweep) -> dict[str, list[str]]:
@@ -865,6 +867,7 @@ def unusual_in(panel: Panel, sweep: Sweep) -> dict[str, int]:
         "Rollouts whose pmass was never measured, so not in the shares": panel.n_unmeasured,
         "Tokens whose KL is NaN, so not measured": int(np.isnan(kl).sum()),
         f"Tokens whose KL is above {MAX_KL:g} nats, so not drawn": int(np.isposinf(kl).sum()),
+        "Tokens whose KL is negative, so below the axis": int((kl < -1e-3).sum()),
     }
 
 
@@ -1646,14 +1649,16 @@ SECTIONS = {
 share at or above the threshold at the last fork point. What lies between two alphas was not run.""",
     "compared": """\
 How many prompts first died at a higher alpha in a, in b, and how many are not told apart (at the same alpha,
-or in neither); over the alphas and prompts that both have, without those that died unsteered.""",
+or in neither); over the alphas and prompts that both have, without those that died unsteered. A prompt died
+where any of its rollouts did.""",
     "panels": """\
 ## Did the model break?
 
 A rollout died if its pmass was below the threshold at any fork point. `n` = `n_died` + `n_censored` (by EOS,
 or its record ends) + `n_alive` (to the end of the window). `n_died_last`: died only at the fork point after
 the last token. `n_recovered`: died, but was at or above the threshold at the last fork point. `never_died`:
-Kaplan-Meier share and its 95% interval (beta product confidence procedure; the evidence is prompts).
+Kaplan-Meier share, in which EOS is censoring, and its 95% interval (beta product confidence procedure; the
+evidence is prompts).
 `above_at_end`: share at or above the threshold at the last fork point. Both shares are of those whose pmass
 was measured; the others count in `n_censored` or `n_alive`.""",
     "kl": """\

@@ -314,6 +314,7 @@ NOTES = [  # what is changed in the second cell, and the parts of the one note t
     ({MASS: at("1.0", [[NAN] * 3, [None] * 3, [0.9] * 3])}, "never measured", "(alpha 1: 2)"),
     (kl_from(0.4, NAN, None), "Tokens whose KL is NaN", "(alpha 1: 2)"),
     (kl_from(0.4, INF, 1.1e6, 2e6), "Tokens whose KL is above 1e+06 nats", "(alpha 1: 3)"),
+    (kl_from(0.4, -0.5, -1e-6), "Tokens whose KL is negative", "(alpha 1: 1)"),
     (dict.fromkeys(LISTS, at("1.0", GONE)), "Not every cell holds every alpha", "alpha 1: not in `b`"),
 ]
 
@@ -331,7 +332,7 @@ def test_notes_are_warnings_of_the_program_and_stand_in_the_summary(clean, out):
     change(clean / "b", MASS, at("1.0", [[NAN] * 3] * 3))
     (shutil.copytree(clean / "a", clean / "bad") / PMASS).write_text("{")
     notes = read(clean, rows="cell", skip_bad_cells=True).notes
-    assert f"Left out `bad`: {PMASS}: not JSON" in notes[0] and "(b at alpha 1: 3)" in notes[1]
+    assert f"Left out `bad`: {PMASS}: not JSON" in notes[0] and "(cell b at alpha 1: 3)" in notes[1]
     result = run("--runs-root", clean, "--out", out, *SMALL, "--rows", "cell", "--skip-bad-cells")
     assert result.err.startswith(f"WARNING: {notes[0]}\nWARNING: {notes[1]}\nINFO: ")
     assert f"\n- {notes[0]}\n- {notes[1]}\n" in (out / ska.SUMMARY_FILE).read_text()
