@@ -1741,19 +1741,21 @@ def check_out(out: Path) -> None:
 
 def write_files(out: Path, contents: Mapping[str, bytes]) -> None:
     """Write all files, each beside its target or what that links to, then rename them. Raises SweepError."""
-    target, parts = out, {}
+    target = out
+    parts: list[tuple[Path, Path]] = []  # target, and the file beside it
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             target = Path(os.path.realpath(out / name))
-            parts[target] = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-            parts[target].write_bytes(content)
-        for target, part in parts.items():  # the error names the one at which it stopped
+            part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+            parts.append((target, part))
+            part.write_bytes(content)
+        for target, part in parts:  # the error names the one at which it stopped
             part.replace(target)
     except OSError as error:
         raise SweepError(f"{escaped(target)}: {error.strerror}") from None
     finally:
-        for part in parts.values():
+        for _, part in parts:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
