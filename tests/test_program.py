@@ -121,6 +121,8 @@ def test_the_tables_have_room_in_80_columns_with_names_of_16_characters(tmp_path
     assert last.startswith("wrote ") and max(map(len, lines)) <= 80
     shown = [{*words} for words in map(str.split, lines) if "directional_abla" in words]
     assert len(shown) == 6 and {"mean_difference_"} < shown[1]  # table 1, the comparison, and four panels
+    first = next(line for line in lines if "directional_abla" in line)
+    assert len(re.findall(r"[01]\.\d{3} \[[01]\.\d{3}, [01]\.\d{3}\]", first)) == 2  # at both ends
 
 
 @pytest.mark.parametrize("step", [0, 1])
