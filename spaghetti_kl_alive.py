@@ -147,6 +147,10 @@ class Args:
         """Ascending, each once; NaN for what is no number."""
         return sorted({alpha_of(alpha) for alpha in np.atleast_1d(self.alphas).tolist()})
 
+    def wants(self, alpha: float) -> bool:
+        """Whether the alpha is to be drawn; all are, where none is requested."""
+        return not self.requested_alphas or alpha in self.requested_alphas
+
     @property
     def root(self) -> Path:
         """The folder of the sweep, named as it was given: a link by its own name, not by its target's."""
@@ -345,7 +349,7 @@ class Sweep:
 
     @property
     def steered_alphas(self) -> list[float]:
-        return sorted({panel.alpha for panel in self.panels if panel.alpha and panel.rollouts})
+        return sorted({panel.alpha for arm in self.arms.values() for panel in arm})
 
     @cached_property
     def one_token_share(self) -> float:
@@ -516,7 +520,7 @@ def load_trajectory(folder: Path, args: Args) -> dict[float, list[Array]]:
     kl: dict[float, list[Array]] = {}
     with json_file(folder / TRAJECTORY_FILE) as content:
         for alpha, rows in by_alpha(content, "per_prompt_per_t_kl").items():
-            if not args.requested_alphas or alpha in args.requested_alphas:
+            if args.wants(alpha):
                 kl[alpha] = [
                     number_array(row, f"alpha {alpha:.6g}, rollout {i}") for i, row in enumerate(rows)
                 ]
@@ -562,7 +566,7 @@ def load_rollouts(cell: Cell, args: Args) -> tuple[list[Rollout], dict[float, st
     missing: dict[float, str] = {}
     for alpha in sorted(kl.keys() | pmass.keys()):
         sizes = {source: len(lists.get(alpha, ())) for source, lists in sources.items()}
-        if args.requested_alphas and alpha not in args.requested_alphas:
+        if not args.wants(alpha):
             missing[alpha] = NOT_REQUESTED
         elif 0 in sizes.values():
             empty = [source for source, size in sizes.items() if size == 0]
@@ -1147,8 +1151,6 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
     drawn = [r for panel in panels for r in panel]
     alive_colour, dead_colour = palette_colours(args.palette)
     cross = DEATH_STYLE | {"color": dead_colour, "markeredgecolor": DEATH_STYLE["color"], "linewidth": 1.8}
-    one = f"1 = p95 of a line's first {args.calib_tokens} tokens"
-    one += " (mostly the first)" if sweep.one_token_share > 0.5 else ""
     at_least = f"≥ {args.threshold:g}"
     handles: dict[str, Any] = {}
     if any(r.is_measured and r.death != 0 for r in drawn):
@@ -1160,6 +1162,8 @@ def legend_handles(sweep: Sweep) -> dict[str, Any]:
     if max(map(len, panels)) >= 3:
         handles["median (dotted: few or faint lines)"] = Line2D([], [], **MEDIAN_STYLE)
     if args.normalize_kl and drawn:
+        one = f"1 = p95 of a line's first {args.calib_tokens} tokens"
+        one += " (mostly the first)" if sweep.one_token_share > 0.5 else ""
         handles[one] = Line2D([], [], **SCALE_STYLE)
     if not args.normalize_kl and any(r.alpha for r in drawn):
         handles[f"target: {target_label(sweep)}"] = Line2D([], [], **TARGET_STYLE)
@@ -1488,7 +1492,7 @@ def set_alpha_axis(ax: Axes, sweep: Sweep, title: str) -> None:
     ax.set_title(title, loc="left", size=7, weight="bold", pad=4)
 
 
-def draw_kl_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_kl_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, dict[str, Any]]) -> None:
     """p95 of KL against alpha, a line per row of panels and sign; dashed, what small steps would give."""
     set_alpha_axis(ax, sweep, "What it costs in KL")
     ax.set_ylabel("p95 of all KL (nats, log)")
@@ -1509,7 +1513,7 @@ def draw_kl_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str, An
     ax.yaxis.set_major_formatter("{x:g}")
 
 
-def draw_share_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_share_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, dict[str, Any]]) -> None:
     """The share that never died against alpha with its interval, and dotted the share above at the end."""
     set_alpha_axis(ax, sweep, "Share that never died, 95% interval")
     ax.set(ylabel="share of rollouts", ylim=(-0.1, 1.1))
@@ -1523,7 +1527,7 @@ def draw_share_by_alpha(ax: Axes, sweep: Sweep, looks: Mapping[str, Mapping[str,
         alpha = np.array([panel.alpha for panel in arm]) + shift_of[facet]
         share, low, high = np.array([panel.fates["never_died"] for panel in arm]).T
         at_end = np.array([panel.fates["above_at_end"] for panel in arm])
-        open_look = {**look} | OPEN_STYLE | {"markeredgecolor": look["color"], "markersize": 5.6}
+        open_look = look | OPEN_STYLE | {"markeredgecolor": look["color"], "markersize": 5.6}
         differs = np.flatnonzero([panel.differs_at_end for panel in arm])  # else the filled marker says it
         ax.plot(alpha, at_end, zorder=2.5, markevery=differs.tolist(), **open_look)
         ax.plot(alpha, share, zorder=3, **look)
@@ -1658,9 +1662,8 @@ A rollout died if its pmass was below the threshold at any fork point. `n` = `n_
 or its record ends) + `n_alive` (to the end of the window). `n_died_last`: died only at the fork point after
 the last token. `n_recovered`: died, but was at or above the threshold at the last fork point. `never_died`:
 Kaplan-Meier share, in which EOS is censoring, and its 95% interval (beta product confidence procedure; the
-evidence is prompts).
-`above_at_end`: share at or above the threshold at the last fork point. Both shares are of those whose pmass
-was measured; the others count in `n_censored` or `n_alive`.""",
+evidence is prompts). `above_at_end`: share at or above the threshold at the last fork point. Both shares are
+of those whose pmass was measured; the others count in `n_censored` or `n_alive`.""",
     "kl": """\
 ## What did it cost in KL?
 

@@ -232,9 +232,8 @@ def bisect_c_star(steered: Steered) -> float:
             return c
         if high < 1.001 * low:
             return low
-        c *= (
-            TARGET_KL / p95
-        ) ** 0.5  # KL grows about as c squared; where that hardly narrows the bracket, halve it
+        # KL grows about as c squared; where that hardly narrows the bracket, halve it
+        c *= (TARGET_KL / p95) ** 0.5
         margin = (high - low) / 10
         if high < float("inf") and not low + margin < c < high - margin:
             c = (low + high) / 2
